@@ -1,0 +1,13 @@
+"""`python -m medtrain` and `torchrun -m medtrain`: the console script, found by its entry point."""
+
+from importlib.metadata import entry_points
+
+
+def main() -> None:
+    """Run whatever the console script `medtrain` runs."""
+    (script,) = entry_points(group="console_scripts", name="medtrain")
+    script.load()()
+
+
+if __name__ == "__main__":
+    main()

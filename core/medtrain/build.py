@@ -1,0 +1,222 @@
+"""Asking the plugins: a model, or everything a run consists of, from a configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from medtrain import defaults, determinism
+from medtrain.config import Layers, RunConfig
+from medtrain.data import Loader, Split, make_split
+from medtrain.defaults import Plan, Schedule, WarmupSchedule
+from medtrain.determinism import StepSeeder
+from medtrain.distributed import World, replicate
+from medtrain.errors import ConfigError, PluginError
+from medtrain.hookspecs import NONE
+from medtrain.loop import Engine
+from medtrain.metrics import Metric
+from medtrain.model import unwrap
+from medtrain.plugins import Plugins
+
+
+@dataclass
+class Monitor:
+    """The value that decides: best checkpoint, plateau, early stopping."""
+
+    name: str
+    mode: Literal["max", "min"]
+
+
+def build_model(plugin: str, weights: str | Path | None = None, **options: Any) -> nn.Module:
+    """A plugin's model, freshly initialised or with weights.
+
+    plugin: its name. weights: a safetensors file, or a `.pth` state dict (read with `weights_only=True`).
+    options: those of `[plugins.<plugin>]`. Raises ConfigError for unknown options, PluginError for unknown
+    plugins, and ConfigError when the weights do not fit.
+    """
+    plugins = Plugins.of([plugin])
+    layers = Layers()
+    layers.add({"plugins": {plugin: options}, "run": {"plugins": [plugin]}}, "build_model")
+    config = layers.build(plugins.options())
+    determinism.seed_model(config.run.seed)
+    model: nn.Module = unwrap(_required(plugins, "build_model", config=config))
+    if weights is not None:
+        load_weights(model, Path(weights))
+    return model
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a state dict into a model; every key must fit."""
+    from medtrain.checkpoint import load_model_file
+
+    if not path.is_file():
+        raise ConfigError(f"{path}: there is no such weights file")
+    if path.suffix == ".safetensors":
+        state = load_model_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("model", state.get("state_dict", state)) if isinstance(state, dict) else state
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    load_state(model, state, str(path))
+
+
+def load_state(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
+    """Load a state dict; what does not fit becomes one readable error."""
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:4]]
+        raise ConfigError(f"{where}: the weights do not fit this model: {' '.join(lines)[:600]}") from None
+
+
+def build_split(config: RunConfig, plugins: Plugins, world: World) -> Split:
+    """The data of the run, checked: no leak, no empty group. The main process reads first, the rest from its cache."""
+    with world.main_first():
+        data = plugins.ask("build_data", config=config)
+    if data is None or data is NONE:
+        raise PluginError(f"none of the plugins {', '.join(plugins.names)} has data (hook build_data)")
+    return make_split(data, config.run.seed, config.data.validation_fraction, config.data.test_fraction)
+
+
+def build_metrics(config: RunConfig, plugins: Plugins, split: Split) -> list[Metric]:
+    """The metrics of the run; none is a legitimate answer."""
+    from medtrain.data import Data
+
+    data = Data(**{name: split.groups.get(name) for name in ("train", "validation", "test")}, about=split.about)
+    metrics = plugins.ask("build_metrics", config=config, data=data)
+    return [] if metrics is None or metrics is NONE else list(metrics)
+
+
+def build_engine(
+    config: RunConfig, plugins: Plugins, world: World, metrics: list[Metric], split: Split, monitor: Monitor
+) -> Engine:
+    """Model, loss, optimizer and schedule on the device, freshly initialised from the seed."""
+    settings = config.optimization
+    determinism.use_deterministic_algorithms(config.computational.deterministic)
+    plain, loss = build_network(config, plugins, world)
+    optimizer = plugins.ask("build_optimizer", config=config, model=unwrap(plain))
+    if optimizer is None:
+        optimizer = defaults.build_optimizer(config, unwrap(plain))
+    ema = None
+    if settings.ema_decay is not None:
+        averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema_decay)
+        ema = torch.optim.swa_utils.AveragedModel(plain, multi_avg_fn=averaging, use_buffers=True)
+    augmentation = plugins.ask("build_augmentation", config=config)
+    computed = torch.compile(plain) if config.computational.compile else plain
+    engine = Engine(
+        model=replicate(computed, world, config.computational.find_unused_parameters),
+        plain=plain,
+        loss=loss,
+        optimizer=optimizer,
+        schedule=None,
+        world=world,
+        seeder=StepSeeder(config.run.seed, world.rank, world.device),
+        augmentation=None if augmentation is NONE else augmentation,
+        metrics=metrics,
+        amp=choose_amp(config, world),
+        ema=ema,
+        memory_format=_memory_format(config, plain),
+        accumulation_steps=settings.accumulation_steps,
+        clip_grad_norm=settings.clip_grad_norm,
+        clip_norm_type=settings.clip_norm_type,
+    )
+    if engine.amp is torch.float16:
+        engine.scaler = torch.amp.GradScaler(world.device.type)
+    plan = make_plan(config, engine, split, monitor)
+    engine.schedule = build_schedule(config, plugins, optimizer, plan)
+    return engine
+
+
+def build_network(config: RunConfig, plugins: Plugins, world: World) -> tuple[nn.Module, Any]:
+    """The model on the device and its loss."""
+    determinism.seed_model(config.run.seed)
+    model = _required(plugins, "build_model", config=config)
+    model = model.to(world.device)
+    if (memory_format := _memory_format(config, model)) is not None:
+        model = model.to(memory_format=memory_format)
+    loss = _required(plugins, "build_loss", config=config, model=unwrap(model))
+    if isinstance(loss, nn.Module):
+        loss = loss.to(world.device)
+    return model, loss
+
+
+def make_loader(config: RunConfig, split: Split, group: str, engine: Engine) -> Loader:
+    """The loader of a group: shuffled, augmented and seeded for training, in dataset order otherwise."""
+    training = group == "train"
+    batch_size = config.data.batch_size
+    if not training and config.data.evaluation_batch_size is not None:
+        batch_size = config.data.evaluation_batch_size
+    return Loader(
+        split.groups[group],
+        batch_size,
+        seed=config.run.seed,
+        shuffle=training,
+        augmentation=engine.augmentation if training else None,
+        collate_fn=split.collate,
+        num_workers=config.data.num_workers,
+        rank=engine.world.rank,
+        world=engine.world.size,
+        pin_memory=engine.world.device.type == "cuda",
+    )
+
+
+def steps_per_epoch(batches: int, accumulation_steps: int) -> int:
+    """Optimizer steps in an epoch: the last window is stepped however short it is."""
+    return -(-batches // accumulation_steps)
+
+
+def make_plan(config: RunConfig, engine: Engine, split: Split, monitor: Monitor) -> Plan:
+    """How long the run is, for schedulers."""
+    batches = -(-len(split.groups["train"]) // (config.data.batch_size * engine.world.size))
+    steps = steps_per_epoch(batches, config.optimization.accumulation_steps)
+    return Plan(config.optimization.num_epochs, steps, monitor.name, monitor.mode)
+
+
+def build_schedule(config: RunConfig, plugins: Plugins, optimizer: torch.optim.Optimizer, plan: Plan) -> Any:
+    """What plugins answer, or warm-up and the course of `[scheduler]`; NONE keeps the rate constant."""
+    answer = plugins.ask("build_scheduler", config=config, optimizer=optimizer, plan=plan)
+    if answer is None:
+        return WarmupSchedule(config.scheduler, optimizer, plan)
+    if answer is NONE:
+        return WarmupSchedule(config.scheduler.model_copy(update={"name": "none", "warmup_steps": 0}), optimizer, plan)
+    return answer if hasattr(answer, "after_step") else Schedule(answer)
+
+
+def choose_monitor(config: RunConfig, metrics: list[Metric], name: str = "") -> Monitor:
+    """The monitored value and its direction; ConfigError names what there is to choose from."""
+    modes: dict[str, Literal["max", "min"]] = {value: m.mode for m in metrics for value in m.names}
+    name = name or config.validation.monitor or next(iter(modes), "loss")
+    name = name.removeprefix("validation/")
+    if name not in modes and name != "loss":
+        raise ConfigError(
+            f"validation.monitor / early_stopping.monitor: there is no value {name!r}; known: {', '.join(['loss', *modes])}"
+        )
+    return Monitor(name, modes.get(name, "min"))
+
+
+def choose_amp(config: RunConfig, world: World) -> torch.dtype | None:
+    """The autocast type of `computational.amp` on this device."""
+    amp, device = config.computational.amp, world.device.type
+    if amp == "fp16" and device == "cpu":
+        raise ConfigError("computational.amp: 'fp16' needs a GPU; use 'bf16' or 'no' on the CPU")
+    if amp == "auto":
+        return torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else None
+    return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+
+
+def _memory_format(config: RunConfig, model: nn.Module) -> torch.memory_format | None:
+    if config.computational.memory_format == "contiguous":
+        return None
+    volumes = any(parameter.dim() == 5 for parameter in model.parameters())
+    return torch.channels_last_3d if volumes else torch.channels_last
+
+
+def _required(plugins: Plugins, hook: str, **arguments: Any) -> Any:
+    answer = plugins.ask(hook, **arguments)
+    if answer is None or answer is NONE:
+        raise PluginError(f"none of the plugins {', '.join(plugins.names) or '(none chosen)'} answers {hook}")
+    return answer

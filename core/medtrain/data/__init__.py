@@ -1,0 +1,20 @@
+"""Datasets, groups and the order in which samples are seen."""
+
+from __future__ import annotations
+
+from medtrain.data.contract import Augmentation, Data, Dataset, participants_of, sample_ids_of
+from medtrain.data.loader import Item, Loader, collate
+from medtrain.data.split import Split, make_split
+
+__all__ = [
+    "Augmentation",
+    "Data",
+    "Dataset",
+    "Item",
+    "Loader",
+    "Split",
+    "collate",
+    "make_split",
+    "participants_of",
+    "sample_ids_of",
+]

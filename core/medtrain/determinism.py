@@ -1,0 +1,69 @@
+"""Randomness without state: every seed is a pure function of where in the run it is used.
+
+The global order of samples depends on (seed, epoch); what a sample's transforms draw on (seed, epoch, position in
+that order); dropout on (seed, step, rank). Nothing has to be saved to resume, and nothing depends on workers.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+_MASK = (1 << 64) - 1
+
+
+def derive(seed: int, *parts: int) -> int:
+    """A 63-bit seed from a seed and the coordinates of its use (splitmix64 finaliser, chained)."""
+    state = seed & _MASK
+    for part in parts:
+        state = (state ^ (part & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
+        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _MASK
+        state ^= state >> 31
+    return state >> 1
+
+
+# First coordinate of every use, so that two uses never share a stream.
+MODEL, ORDER, SAMPLE, STEP, SPLIT, BOOTSTRAP = range(6)
+
+
+def seed_model(seed: int) -> None:
+    """Seed every generator before a model is built, so that its fresh weights depend on the seed only."""
+    value = derive(seed, MODEL)
+    torch.manual_seed(value)
+    np.random.seed(value % 2**32)  # noqa: NPY002 - libraries that draw from the global generator
+    random.seed(value)
+
+
+def seed_sample(value: int) -> None:
+    """Seed the generators a dataset may draw from, in whichever process it runs."""
+    torch.default_generator.manual_seed(value)
+    np.random.seed(value % 2**32)  # noqa: NPY002 - as above
+    random.seed(value)
+
+
+class StepSeeder:
+    """Reseeds the device's generator before each step: 1 us through the generator itself."""
+
+    def __init__(self, seed: int, rank: int, device: torch.device) -> None:
+        self.base = derive(seed, STEP, rank)
+        generators: list[Any] = [torch.default_generator]
+        if device.type == "cuda":
+            generators.append(torch.cuda.default_generators[device.index or 0])
+        self.generators = generators
+
+    def __call__(self, step: int) -> None:
+        value = derive(self.base, step)
+        for generator in self.generators:
+            generator.manual_seed(value)
+
+
+def use_deterministic_algorithms(enabled: bool) -> None:
+    """Ask torch for deterministic operations; those without one warn rather than fail."""
+    torch.use_deterministic_algorithms(enabled, warn_only=True)
+    torch.backends.cudnn.deterministic = enabled
+    if enabled:
+        torch.backends.cudnn.benchmark = False

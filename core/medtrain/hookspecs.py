@@ -1,0 +1,139 @@
+"""Every hook of medtrain on one page: who calls it, when, with what, and what to return.
+
+A plugin implements the hooks it wants with `@medtrain.hookimpl` and names itself in the entry-point
+group `medtrain`. An implementation may take fewer arguments than the hook offers.
+
+Building and doing hooks: the last plugin named on the command line is asked first; the first answer that
+is not None wins, and when nobody answers the core's default does (`medtrain.defaults`). Return
+`medtrain.NONE` to say "deliberately none". Lifecycle hooks: every implementation runs, in command-line order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import torch
+    from pydantic import BaseModel
+
+    from medtrain.config import RunConfig
+    from medtrain.data import Data
+    from medtrain.defaults import Plan
+    from medtrain.metrics import Metric
+    from medtrain.report import Section
+    from medtrain.run import Run
+
+hookspec = pluggy.HookspecMarker("medtrain")
+hookimpl = pluggy.HookimplMarker("medtrain")
+
+
+class _None:
+    """The answer "deliberately none": unlike None it stops the search and the core's default."""
+
+    def __repr__(self) -> str:
+        return "medtrain.NONE"
+
+
+NONE = _None()
+
+
+class Building:
+    """Asked once while a run is assembled."""
+
+    @hookspec
+    def plugin_options(self) -> type[BaseModel]:  # type: ignore[empty-body]
+        """The pydantic model of `[plugins.<name>]`; every plugin answers for itself."""
+
+    @hookspec(firstresult=True)
+    def build_data(self, config: RunConfig) -> Data | None:
+        """Datasets by group, or one dataset for the core to split by participant. No default."""
+
+    @hookspec(firstresult=True)
+    def build_model(self, config: RunConfig) -> torch.nn.Module | None:
+        """`model(batch) -> dict` of outputs, freshly initialised or with its pretrained parts. No default."""
+
+    @hookspec(firstresult=True)
+    def build_loss(self, config: RunConfig, model: torch.nn.Module) -> Callable[..., Any] | None:
+        """`loss(outputs, batch)` -> scalar, (sum, weight), or a dict of either (see `medtrain.losses`)."""
+
+    @hookspec(firstresult=True)
+    def build_optimizer(self, config: RunConfig, model: torch.nn.Module) -> torch.optim.Optimizer | None:
+        """Default: AdamW over the trainable parameters, in the groups of `optimization.groups`."""
+
+    @hookspec(firstresult=True)
+    def build_scheduler(self, config: RunConfig, optimizer: torch.optim.Optimizer, plan: Plan) -> Any | None:
+        """A `medtrain.Schedule`, or a torch scheduler (stepped once per epoch). Default: `[scheduler]`."""
+
+    @hookspec(firstresult=True)
+    def build_metrics(self, config: RunConfig, data: Data) -> list[Metric] | None:
+        """Metrics; `data.train` is there for those that need it (Uno's C: its censoring). Default: none."""
+
+    @hookspec(firstresult=True)
+    def build_augmentation(self, config: RunConfig) -> Any | None:
+        """A `medtrain.data.Augmentation`: drawn per sample, applied on the device. Default: none."""
+
+
+class Doing:
+    """Asked when a run evaluates, predicts or reports."""
+
+    @hookspec(firstresult=True)
+    def evaluate(self, run: Run, loader: Iterable[dict[str, Any]]) -> Any | None:
+        """A `medtrain.metrics.Evaluation` for tasks whose result is not per batch. Default: loop over metrics."""
+
+    @hookspec(firstresult=True)
+    def predict(self, run: Run, sample: Any) -> Any | None:
+        """A pandas table of predictions for `sample`: what the user named on `medtrain predict`. No default."""
+
+    @hookspec
+    def report_sections(self, run: Run) -> list[Section]:  # type: ignore[empty-body]
+        """Sections for the report of `run.evaluation`; every plugin's are shown, after the core's."""
+
+
+class Lifecycle:
+    """Called while a run goes on; each receives the one `run` object."""
+
+    @hookspec
+    def on_run_start(self, run: Run) -> None:
+        """Before the first epoch, also after a resume."""
+
+    @hookspec
+    def on_epoch_start(self, run: Run) -> None:
+        """Before the first batch of an epoch (again when a run resumes in the middle of one)."""
+
+    @hookspec
+    def on_step_end(self, run: Run) -> None:
+        """After each optimizer step."""
+
+    @hookspec
+    def on_evaluate_end(self, run: Run) -> None:
+        """After an evaluation; `run.evaluation` holds it."""
+
+    @hookspec
+    def on_epoch_end(self, run: Run) -> None:
+        """After training, evaluation, schedule and early stopping of an epoch; `run.metrics` holds its record."""
+
+    @hookspec
+    def on_checkpoint(self, run: Run) -> None:
+        """After a checkpoint is safely on disk; `run.checkpoint` is its folder."""
+
+    @hookspec
+    def on_run_end(self, run: Run) -> None:
+        """After the last epoch of a run that was not interrupted."""
+
+    @hookspec
+    def on_exception(self, run: Run) -> None:
+        """When the run ends by an exception, an interruption included; `run.exception` holds it."""
+
+
+def _names(group: type) -> tuple[str, ...]:
+    return tuple(name for name in vars(group) if not name.startswith("_"))
+
+
+BUILDING = _names(Building)
+DOING = _names(Doing)
+LIFECYCLE = _names(Lifecycle)
+ALL = BUILDING + DOING + LIFECYCLE

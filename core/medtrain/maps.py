@@ -1,0 +1,276 @@
+"""The run directory: the only place that knows its file names.
+
+<run>/maps.json               schema and medtrain versions, plugins, when it was made
+<run>/config.toml             the resolved configuration
+<run>/environment.json        Python, torch, packages, device
+<run>/split-<i>/split.json    who is in which group, with a hash
+<run>/split-<i>/status.json   running, completed, interrupted, ...
+<run>/split-<i>/history.jsonl one record per epoch; cut back to the checkpoint on resume
+<run>/split-<i>/timing.jsonl  wall-clock figures, kept apart so that histories are reproducible
+<run>/split-<i>/log.txt
+<run>/split-<i>/last, best-<metric>, epoch-<n>, step-<n>   checkpoints
+<run>/split-<i>/evaluation-<group>/   metrics.json, predictions.parquet and .csv, plots/, report.html
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from medtrain import __version__
+from medtrain.errors import UsageError
+
+SCHEMA = 1
+INDEX, CONFIG, ENVIRONMENT = "maps.json", "config.toml", "environment.json"
+
+
+class Maps:
+    """One run directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, config: str, plugins: list[dict[str, str]], environment: dict[str, Any]) -> Maps:
+        """A new run directory; refuses one that is not empty."""
+        check_creatable(path)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / CONFIG).write_text(config, encoding="utf-8")
+        write_json(path / ENVIRONMENT, environment)
+        index = {
+            "schema": SCHEMA,
+            "medtrain": __version__,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "plugins": plugins,
+        }
+        write_json(path / INDEX, index)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> Maps:
+        """An existing run directory; errors say what is missing or too new."""
+        if not (path / INDEX).is_file():
+            raise UsageError(f"{path}: not a run directory ({INDEX} is missing); `medtrain runs list` shows runs")
+        maps = cls(path)
+        schema = maps.index().get("schema")
+        if schema != SCHEMA:
+            raise UsageError(f"{path}: written with run-directory schema {schema}, this medtrain reads {SCHEMA}")
+        return maps
+
+    @classmethod
+    def containing(cls, path: Path) -> Maps:
+        """The run directory that a path inside it (a checkpoint, say) belongs to."""
+        for folder in (path, *path.resolve().parents):
+            if (folder / INDEX).is_file():
+                return cls.open(folder)
+        raise UsageError(f"{path}: neither a run directory nor inside one")
+
+    def index(self) -> dict[str, Any]:
+        return read_json(self.path / INDEX)
+
+    def environment(self) -> dict[str, Any]:
+        return read_json(self.path / ENVIRONMENT)
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / CONFIG
+
+    def split(self, number: int) -> SplitFolder:
+        return SplitFolder(self.path / f"split-{number}")
+
+    def splits(self) -> list[SplitFolder]:
+        """The splits there are, by number."""
+        found = [p for p in self.path.glob("split-*") if re.fullmatch(r"split-\d+", p.name)]
+        return [SplitFolder(p) for p in sorted(found, key=lambda p: int(p.name[6:]))]
+
+
+class SplitFolder:
+    """One split's folder: its own lock, history, checkpoints and evaluations."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name.removeprefix("split-"))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the split; the lock goes with the process, however it ends."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(f"{self.path}: another process is training this split") from None
+            yield
+
+    def write_membership(self, membership: dict[str, Any], digest: str, about: dict[str, Any]) -> None:
+        write_json(self.path / "split.json", {"sha256": digest, "about": about, "groups": membership})
+
+    def membership(self) -> dict[str, Any]:
+        return read_json(self.path / "split.json")
+
+    def write_status(self, status: str, **facts: Any) -> None:
+        write_json(self.path / "status.json", {"status": status, "process": os.getpid(), **facts})
+
+    def status(self) -> dict[str, Any]:
+        """The status; "running" of a process that is gone becomes "killed"."""
+        try:
+            status = read_json(self.path / "status.json")
+        except UsageError:
+            return {"status": "unknown"}
+        if status["status"] == "running" and not self._is_locked():
+            status["status"] = "killed"
+        return status
+
+    def append_history(self, record: dict[str, Any]) -> None:
+        _append_line(self.path / "history.jsonl", record)
+
+    def append_timing(self, record: dict[str, Any]) -> None:
+        _append_line(self.path / "timing.jsonl", record)
+
+    def history(self) -> list[dict[str, Any]]:
+        """One record per finished epoch; undefined values are None."""
+        path = self.path / "history.jsonl"
+        if not path.is_file():
+            return []
+        # A line that a crash cut short has no end; everything before it is whole.
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def cut_history(self, epochs: int) -> None:
+        """Forget the epochs from number `epochs` on."""
+        kept = [record for record in self.history() if record["epoch"] < epochs]
+        text = "".join(_line(record) for record in kept)
+        write_text(self.path / "history.jsonl", text)
+
+    def log(self, line: str) -> None:
+        """Add a line to the split's log."""
+        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {line}\n")
+
+    def checkpoint(self, name: str) -> Path:
+        return self.path / name
+
+    def checkpoints(self) -> list[Path]:
+        """Checkpoint folders, oldest step first."""
+        from medtrain import checkpoint
+
+        return list(checkpoint.folders(self.path)) if self.path.is_dir() else []
+
+    def best(self) -> Path | None:
+        """The best checkpoint, if one was kept."""
+        return next((path for path in self.checkpoints() if path.name.startswith("best-")), None)
+
+    def evaluation(self, group: str) -> Path:
+        return self.path / f"evaluation-{group}"
+
+    def _is_locked(self) -> bool:
+        try:
+            with (self.path / "lock").open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+
+def check_creatable(path: Path) -> None:
+    """Refuse an output folder that is not empty or cannot be written, before anything is done for it."""
+    if path.exists():
+        if not path.is_dir():
+            raise UsageError(f"{path}: a file is in the way; give another --out")
+        if any(path.iterdir()):
+            what = (
+                "a run (resume it, or give another --out)" if (path / INDEX).exists() else "files; give another --out"
+            )
+            raise UsageError(f"{path}: the folder already holds {what}")
+    parent = path
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{path}: cannot be written ({parent} is not a folder you may write to); give another --out")
+
+
+def default_path(plugins: list[str], name: str = "") -> Path:
+    """`runs/<UTC time>-<first plugin>[-<name>]`."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    parts = [stamp, re.sub(r"[^\w-]+", "_", plugins[0]) if plugins else "run", *([name] if name else [])]
+    path = Path("runs") / "-".join(parts)
+    number = 2
+    while path.exists():
+        path = Path("runs") / "-".join([*parts, str(number)])
+        number += 1
+    return path
+
+
+def environment() -> dict[str, Any]:
+    """What the run ran on: versions and device, no names of machines or people."""
+    import platform
+    from importlib.metadata import distributions
+
+    import torch
+
+    packages = {d.name: d.version for d in distributions() if d.name}
+    return {
+        "medtrain": __version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
+    }
+
+
+def strict(value: Any) -> Any:
+    """The value as strict JSON: NaN and infinities become None."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(item) for item in value]
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return value
+    except FileNotFoundError:
+        raise UsageError(f"{path}: missing") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: not valid JSON: {error}") from None
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    write_text(path, json.dumps(strict(value), indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one move."""
+    aside = path.with_name(f".{path.name}.new")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def _append_line(path: Path, record: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(_line(record))
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(strict(record), allow_nan=False) + "\n"

@@ -1,0 +1,337 @@
+"""Find plugins, load them in isolation, put them in order, and explain who answers what."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.machinery import PathFinder
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from medtrain import hookspecs
+from medtrain.errors import ConfigError, PluginError, nearest
+
+GROUP = "medtrain"
+COMMANDS = "medtrain.commands"
+KIND_OF_HOOK = {
+    "build_model": "model",
+    "build_data": "data",
+    "build_loss": "loss",
+    "build_optimizer": "optimizer",
+    "build_scheduler": "scheduler",
+    "build_metrics": "metrics",
+}
+
+
+@dataclass
+class Found:
+    """A plugin as its metadata and source text show it, nothing imported."""
+
+    name: str
+    target: str
+    distribution: str
+    version: str
+    kind: str = "?"
+    summary: str = ""
+    status: str = "not probed"
+    error: str = ""
+
+
+@dataclass
+class Loaded:
+    """A plugin that was imported and passed the check of its hooks."""
+
+    name: str
+    plugin: Any
+    hooks: dict[str, Callable[..., Any]] = field(default_factory=dict)
+
+    def options(self) -> Any:
+        """Its options model, or None."""
+        hook = self.hooks.get("plugin_options")
+        return hook() if hook else None
+
+
+def discover() -> list[Found]:
+    """Every plugin that installed distributions name, by name; nothing is imported."""
+    probes = _read_probes()
+    rows = []
+    for point in sorted(_points(), key=lambda p: (p.name, p.value)):
+        distribution = point.dist.name if point.dist else "?"
+        version = point.dist.version if point.dist else "?"
+        source = _source(point.module)
+        summary, kind = _describe(source, point.attr)
+        row = Found(point.name, point.value, distribution, version, kind, summary)
+        if source is None:
+            row.status, row.error = "broken", f"module {point.module} is not there"
+        elif cached := probes.get(_probe_key(row)):
+            row.status, row.error = cached["status"], cached["error"]
+        rows.append(row)
+    names = [row.name for row in rows]
+    for row in rows:
+        if names.count(row.name) > 1:
+            others = [f"{r.distribution} ({r.target})" for r in rows if r.name == row.name and r is not row]
+            row.status, row.error = "conflict", f"the name is also taken by {', '.join(others)}"
+    return rows
+
+
+def probe() -> list[Found]:
+    """`discover`, after importing every plugin and checking its hooks; the results are remembered."""
+    rows = discover()
+    for row in rows:
+        if row.status == "conflict":
+            continue
+        try:
+            _load(row.name, EntryPoint(row.name, row.target, GROUP))
+            row.status, row.error = "ok", ""
+        except PluginError as error:
+            row.status, row.error = "broken", str(error)
+    _write_probes(rows)
+    return rows
+
+
+def load(name: str) -> Loaded:
+    """A plugin by its entry-point name, or by the import path `package.module[:attribute]`."""
+    points = [point for point in _points() if point.name == name]
+    if len(points) > 1:
+        where = ", ".join(f"{p.dist.name if p.dist else '?'} ({p.value})" for p in points)
+        raise PluginError(f"plugin {name!r} is provided by more than one distribution: {where}; uninstall one")
+    if points:
+        return _load(name, points[0])
+    if "." in name or ":" in name:
+        return _load(name, EntryPoint(name, name, GROUP))
+    known = sorted({point.name for point in _points()})
+    raise PluginError(f"there is no plugin {name!r}{nearest(name, known)}; `medtrain plugins list` shows all")
+
+
+def check(name: str, plugin: Any) -> Loaded:
+    """A plugin object, after pluggy agrees with every hook's name and arguments."""
+    manager = _manager()
+    try:
+        manager.register(plugin, name=name)
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise PluginError(_validation_message(name, manager, plugin, error)) from None
+    hooks = {}
+    for hook in hookspecs.ALL:
+        for implementation in getattr(manager.hook, hook).get_hookimpls():
+            if (
+                implementation.tryfirst
+                or implementation.trylast
+                or implementation.wrapper
+                or implementation.hookwrapper
+            ):
+                raise PluginError(
+                    f"plugin {name!r}, hook {hook}: tryfirst, trylast and wrappers are refused; "
+                    "the order of plugins is that of the command line"
+                )
+            hooks[hook] = implementation.function
+    if not hooks:
+        raise PluginError(f"plugin {name!r} implements no hook; mark functions with @medtrain.hookimpl")
+    return Loaded(name, plugin, hooks)
+
+
+class Plugins:
+    """The plugins of one run, in command-line order."""
+
+    def __init__(self, loaded: Sequence[Loaded]) -> None:
+        self.loaded = list(loaded)
+        names = [plugin.name for plugin in self.loaded]
+        for name in names:
+            if names.count(name) > 1:
+                raise PluginError(f"plugin {name!r} is named twice; name it once")
+        self.manager = _manager()
+        for plugin in self.loaded:
+            self.manager.register(plugin.plugin, name=plugin.name)
+
+    @classmethod
+    def of(cls, plugins: Sequence[Any]) -> Plugins:
+        """From names, `Loaded` plugins and plain objects with hook methods."""
+        loaded = []
+        for plugin in plugins:
+            if isinstance(plugin, str):
+                loaded.append(load(plugin))
+            elif isinstance(plugin, Loaded):
+                loaded.append(plugin)
+            else:
+                kind = plugin if hasattr(plugin, "__name__") else type(plugin)
+                loaded.append(check(str(kind.__name__), plugin))
+        return cls(loaded)
+
+    @property
+    def names(self) -> list[str]:
+        return [plugin.name for plugin in self.loaded]
+
+    def options(self) -> dict[str, Any]:
+        """Options model (or None) by plugin."""
+        return {plugin.name: plugin.options() for plugin in self.loaded}
+
+    def ask(self, hook: str, **arguments: Any) -> Any:
+        """The winning answer of a building or doing hook; None when nobody answers, NONE when "none" was said."""
+        return getattr(self.manager.hook, hook)(**arguments)
+
+    def lifecycle(self, hook: str) -> list[Callable[[Any], None]]:
+        """A lifecycle hook's implementations in command-line order, each taking the run."""
+        implementations = getattr(self.manager.hook, hook).get_hookimpls()
+        return [_taking_run(i.function, bool(i.argnames)) for i in implementations]
+
+    def each(self, hook: str, **arguments: Any) -> list[Any]:
+        """Every plugin's answer, in command-line order."""
+        answers: list[Any] = getattr(self.manager.hook, hook)(**arguments)
+        return answers[::-1]
+
+    def explain(self) -> list[dict[str, Any]]:
+        """For each hook, who is asked, in the order of asking."""
+        rows = []
+        for hook in hookspecs.ALL:
+            names = [plugin.name for plugin in self.loaded if hook in plugin.hooks]
+            if hook in hookspecs.LIFECYCLE:
+                rows.append({"hook": hook, "rule": "all, in this order", "plugins": names, "default": ""})
+            elif hook in ("plugin_options", "report_sections"):
+                rows.append({"hook": hook, "rule": "each for itself", "plugins": names, "default": ""})
+            else:
+                default = CORE_DEFAULTS.get(hook, "nothing: a plugin must answer")
+                rows.append({"hook": hook, "rule": "first answer wins", "plugins": names[::-1], "default": default})
+        return rows
+
+
+CORE_DEFAULTS = {
+    "build_optimizer": "AdamW with the groups of optimization.groups",
+    "build_scheduler": "linear warm-up, then [scheduler]",
+    "build_metrics": "no metric besides the loss",
+    "build_augmentation": "no augmentation",
+    "evaluate": "loop over the group, rows to metrics",
+}
+
+
+def presets(plugin: str) -> dict[str, Path]:
+    """Presets of a plugin by name: TOML files in the folder `presets` beside its module; nothing is imported."""
+    sources = [_source(point.module) for point in _points() if point.name == plugin]
+    folders = [source.parent / "presets" for source in sources if source is not None]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
+
+
+def find_preset(plugins: Sequence[str], preset: str) -> list[Path]:
+    """The files of a preset, one from each chosen plugin that has it."""
+    by_plugin = {plugin: presets(plugin) for plugin in plugins}
+    found = [files[preset] for files in by_plugin.values() if preset in files]
+    if not found:
+        known = sorted({name for files in by_plugin.values() for name in files})
+        raise ConfigError(
+            f"--preset {preset}: no chosen plugin has it{nearest(preset, known)}; known: {', '.join(known) or 'none'}"
+        )
+    return found
+
+
+def docstring(point: EntryPoint) -> str:
+    """First line of the docstring behind an entry point, read from its source."""
+    return _describe(_source(point.module), point.attr)[0]
+
+
+def commands() -> dict[str, EntryPoint]:
+    """Commands that plugins add, by dotted name such as `data.synth.mammography`; nothing is imported."""
+    return {point.name: point for point in entry_points(group=COMMANDS)}
+
+
+def as_json(rows: Sequence[Found]) -> str:
+    return json.dumps([asdict(row) for row in rows])
+
+
+def _points() -> list[EntryPoint]:
+    """Entry points of the group, each once: an editable install may be listed twice on the path."""
+    unique = {}
+    for point in entry_points(group=GROUP):
+        unique[point.name, point.value, point.dist.name if point.dist else ""] = point
+    return list(unique.values())
+
+
+def _manager() -> pluggy.PluginManager:
+    manager = pluggy.PluginManager("medtrain")
+    for group in (hookspecs.Building, hookspecs.Doing, hookspecs.Lifecycle):
+        manager.add_hookspecs(group)
+    return manager
+
+
+def _load(name: str, point: EntryPoint) -> Loaded:
+    try:
+        plugin = point.load()
+    except Exception as error:  # whatever a stranger's module raises becomes one row or one message
+        raise PluginError(f"plugin {name!r} ({point.value}) cannot be imported: {_one_line(error)}") from error
+    return check(name, plugin() if isinstance(plugin, type) else plugin)
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+def _validation_message(name: str, manager: pluggy.PluginManager, plugin: Any, error: Exception) -> str:
+    for attribute in dir(plugin):
+        if manager.parse_hookimpl_opts(plugin, attribute) is not None and attribute not in hookspecs.ALL:
+            return f"plugin {name!r}: there is no hook {attribute!r}{nearest(attribute, hookspecs.ALL)}"
+    return f"plugin {name!r}: {' '.join(str(error).split())}"
+
+
+def _taking_run(function: Callable[..., Any], takes_run: bool) -> Callable[[Any], None]:
+    return function if takes_run else lambda run: function()
+
+
+def _source(module: str) -> Path | None:
+    """The file of a module, found without importing it or its parents."""
+    path: list[str] | None = None
+    spec = None
+    for depth in range(module.count(".") + 1):
+        spec = PathFinder.find_spec(".".join(module.split(".")[: depth + 1]), path)
+        if spec is None:
+            return None
+        path = list(spec.submodule_search_locations or [])
+    return Path(spec.origin) if spec is not None and spec.origin else None
+
+
+def _describe(source: Path | None, attribute: str) -> tuple[str, str]:
+    """First docstring line and kind of the object `attribute` (or the module itself) in a source file."""
+    try:
+        tree: Any = ast.parse(source.read_text(encoding="utf-8")) if source else None
+    except (OSError, SyntaxError, UnicodeDecodeError):
+        return "", "?"
+    if tree is None:
+        return "", "?"
+    for name in attribute.split(".") if attribute else []:
+        tree = next((node for node in tree.body if getattr(node, "name", None) == name), None)
+        if tree is None:
+            return "", "?"
+    text = (ast.get_docstring(tree) or "").strip()
+    functions = {getattr(node, "name", "") for node in tree.body}
+    kind = next((kind for hook, kind in KIND_OF_HOOK.items() if hook in functions), "callback")
+    return text.splitlines()[0] if text else "", kind
+
+
+def _probe_file() -> Path:
+    from medtrain.cache import cache_dir
+
+    return cache_dir() / "probes.json"
+
+
+def _probe_key(row: Found) -> str:
+    return f"{row.name} {row.target} {row.distribution} {row.version}"
+
+
+def _read_probes() -> dict[str, dict[str, str]]:
+    try:
+        probes: dict[str, dict[str, str]] = json.loads(_probe_file().read_text(encoding="utf-8"))
+        return probes
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_probes(rows: Sequence[Found]) -> None:
+    results = {_probe_key(row): {"status": row.status, "error": row.error} for row in rows if row.status != "conflict"}
+    try:
+        path = _probe_file()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    except OSError:
+        pass  # a cache that cannot be written is a cache that is empty

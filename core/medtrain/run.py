@@ -1,0 +1,58 @@
+"""The one object every lifecycle hook receives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from medtrain.config import RunConfig
+    from medtrain.data import Data
+    from medtrain.maps import SplitFolder
+    from medtrain.metrics import Evaluation
+
+
+@dataclass
+class Run:
+    """A run as it stands.
+
+    epoch: the epoch under way, from 0. step: optimizer steps done. metrics: the record of the last finished epoch,
+    flat (`train/loss`, `validation/c_index`, `learning_rate`, ...). maps: the split's folder in the run directory.
+    progress: where the present epoch stands; its tensors live on the device (reading them waits for it).
+    """
+
+    config: RunConfig
+    model: nn.Module
+    device: torch.device
+    maps: SplitFolder | None = None
+    data: Data | None = None
+    optimizer: torch.optim.Optimizer | None = None
+    schedule: Any = None
+    loss: Any = None
+    split: int = 0
+    epoch: int = 0
+    step: int = 0
+    num_epochs: int = 0
+    steps_per_epoch: int = 0
+    is_main_process: bool = True
+    metrics: dict[str, float] = field(default_factory=dict)
+    progress: dict[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
+    checkpoint: Path | None = None
+    exception: BaseException | None = None
+    stop_requested: str = ""
+    rebuild_requested: bool = False
+
+    def request_stop(self, reason: str = "requested") -> None:
+        """End the run after this epoch, as if it were complete."""
+        self.stop_requested = reason
+
+    def rebuild_data(self) -> None:
+        """Have `build_data` answer again: at once when asked in `on_epoch_start`, else before the next epoch."""
+        self.rebuild_requested = True

@@ -1,0 +1,288 @@
+"""The Trainer: assemble, train, resume, evaluate, predict. The command line is a thin caller of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from medtrain import build, checkpoint, distributed, maps
+from medtrain.build import Monitor
+from medtrain.config import Layers, OptimizationSection, RunConfig, read_toml
+from medtrain.data import Data, Split
+from medtrain.errors import CheckpointError, DataError, PluginError
+from medtrain.fit import LAST, Fit, evaluate, restore_from
+from medtrain.hookspecs import hookimpl
+from medtrain.loop import Engine
+from medtrain.maps import Maps, SplitFolder
+from medtrain.metrics import Evaluation, Metric
+from medtrain.model import unwrap
+from medtrain.plugins import Plugins
+from medtrain.run import Run
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training came to, on every process.
+
+    best_checkpoint: folder of the best model, or of the last one when nothing was monitored.
+    best_metric: {"name", "value", "epoch"}, value None when the monitored value never existed.
+    """
+
+    maps: Path
+    split: int
+    best_checkpoint: Path
+    best_metric: dict[str, Any]
+    epochs: int
+    metrics: dict[str, float]
+
+
+class Trainer:
+    """Trains one configuration into one run directory.
+
+    maps: the run directory; default `runs/<time>-<plugin>`. model, loss, metrics: objects to use instead of what
+    plugins build. optimization: replaces that section of the configuration. callbacks: objects with hook methods
+    (`@medtrain.hookimpl`). plugins: names, or objects with hook methods. config: a complete configuration, which
+    then names the plugins.
+    """
+
+    def __init__(
+        self,
+        maps: str | Path | None = None,
+        model: nn.Module | None = None,
+        metrics: Sequence[Metric] | None = None,
+        optimization: OptimizationSection | None = None,
+        callbacks: Sequence[Any] | None = None,
+        plugins: Sequence[Any] = (),
+        *,
+        loss: Callable[..., Any] | None = None,
+        config: RunConfig | None = None,
+    ) -> None:
+        named = list(plugins) or (config.run.plugins if config else [])
+        given = [_Given(model, loss, metrics)] if model or loss or metrics is not None else []
+        self.plugins = Plugins.of([*named, *given, *(callbacks or ())])
+        if config is None:
+            layers = Layers()
+            layers.add({"run": {"plugins": [name for name in named if isinstance(name, str)]}}, "Trainer")
+            config = layers.build(self.plugins.options())
+        if optimization is not None:
+            config = config.model_copy(update={"optimization": optimization})
+        self.config = config
+        self.path = Path(maps) if maps is not None else None
+
+    @classmethod
+    def from_maps(
+        cls,
+        path: str | Path,
+        *,
+        model: nn.Module | None = None,
+        loss: Callable[..., Any] | None = None,
+        metrics: Sequence[Metric] | None = None,
+        callbacks: Sequence[Any] | None = None,
+        plugins: Sequence[Any] | None = None,
+        assignments: Sequence[str] = (),
+    ) -> Trainer:
+        """The trainer of an existing run, from its recorded configuration.
+
+        Objects that were given when it was made are given again (plugins by name are found by it). assignments:
+        `key=value` changes, as `--set` takes them.
+        """
+        opened = Maps.open(Path(path))
+        text, values = read_toml(opened.config_file)
+        named = list(plugins) if plugins is not None else list(values["run"]["plugins"])
+        layers = Layers()
+        layers.add(values, str(opened.config_file), text)
+        names = [name for name in named if isinstance(name, str)]
+        for assignment in assignments:
+            layers.add_assignment(assignment, names)
+        config = layers.build(Plugins.of(named).options())
+        return cls(path, model, metrics, None, callbacks, named, loss=loss, config=config)
+
+    def train(self, split: Data | None = None) -> TrainResult:
+        """Train from the first epoch to the last.
+
+        split: data to use instead of what plugins build. Raises DataError, ConfigError and PluginError before
+        anything is written; Interrupted and Preempted after a checkpoint.
+        """
+        world = distributed.join(self.config.computational.device)
+        path = self.path or maps.default_path(self.config.run.plugins, self.config.run.name)
+        path = world.broadcast(path)
+        if world.is_main:
+            maps.check_creatable(path)
+        parts = self._assemble(world, split)
+        if world.is_main:
+            Maps.create(path, self.config.to_toml(), self._plugin_rows(), maps.environment())
+        self.path = path
+        folder = Maps(path).split(0)
+        return self._fit(folder, parts, None)
+
+    def resume(self, split_idx: int = 0, checkpoint: str | Path = LAST, split: Data | None = None) -> TrainResult:
+        """Go on from a checkpoint of this run: `last`, `best-<metric>`, `epoch-NNNN`, `step-NNNNNNNN` or a folder."""
+        world = distributed.join(self.config.computational.device)
+        folder = self._opened().split(split_idx)
+        source = self._find_checkpoint(folder, str(checkpoint))
+        parts = self._assemble(world, split)
+        return self._fit(folder, parts, source)
+
+    def evaluate(
+        self,
+        group: str = "test",
+        *,
+        split_idx: int = 0,
+        checkpoint: str | Path | None = None,
+        split: Data | None = None,
+        details: bool = True,
+    ) -> tuple[Evaluation, Run]:
+        """Evaluate a checkpoint (default: the best, else the last) on a group.
+
+        details: also what metrics add when asked for more (confidence intervals, strata).
+        """
+        world = distributed.join(self.config.computational.device)
+        folder = self._opened().split(split_idx)
+        parts = self._assemble(world, split)
+        run, engine, data, monitor = parts
+        if group not in data.groups:
+            raise DataError(f"there is no group {group!r} in these data; groups: {', '.join(data.groups)}")
+        self._load(folder, engine, run, checkpoint)
+        run.maps = folder
+        loader = build.make_loader(self.config, data, group, engine)
+        run.evaluation = result = evaluate(run, engine, self.plugins, loader, group)
+        if details and world.is_main:
+            for metric in engine.metrics:
+                if hasattr(metric, "details"):
+                    result.details |= metric.details(result.rows, self.config.run.seed)
+        for hook in self.plugins.lifecycle("on_evaluate_end"):
+            hook(run)
+        return result, run
+
+    def predict(self, sample: Any, *, split_idx: int = 0, checkpoint: str | Path | None = None) -> Any:
+        """A table of predictions for what the plugin understands as input (a folder, a file)."""
+        world = distributed.join(self.config.computational.device)
+        folder = self._opened().split(split_idx)
+        model, _ = build.build_network(self.config, self.plugins, world)
+        run = Run(self.config, unwrap(model), world.device, folder, split=split_idx)
+        path = self._evaluated_checkpoint(folder, checkpoint)
+        build.load_state(run.model, checkpoint_weights(path), str(path))
+        run.model.eval()
+        run.checkpoint = path
+        answer = self.plugins.ask("predict", run=run, sample=sample)
+        if answer is None:
+            raise PluginError(f"none of the plugins {', '.join(self.plugins.names)} can predict (hook predict)")
+        return answer
+
+    def _assemble(self, world: distributed.World, given: Data | None) -> tuple[Run, Engine, Split, Monitor]:
+        if given is not None:
+            settings = self.config.data
+            split = build.make_split(given, self.config.run.seed, settings.validation_fraction, settings.test_fraction)
+        else:
+            split = build.build_split(self.config, self.plugins, world)
+        metrics = build.build_metrics(self.config, self.plugins, split)
+        monitor = build.choose_monitor(self.config, metrics)
+        build.choose_monitor(self.config, metrics, self.config.early_stopping.monitor)
+        engine = build.build_engine(self.config, self.plugins, world, metrics, split, monitor)
+        run = Run(
+            config=self.config,
+            model=unwrap(engine.plain),
+            device=world.device,
+            data=Data(**{name: split.groups.get(name) for name in ("train", "validation", "test")}),
+            optimizer=engine.optimizer,
+            schedule=engine.schedule,
+            loss=engine.loss,
+            num_epochs=self.config.optimization.num_epochs,
+            is_main_process=world.is_main,
+        )
+        return run, engine, split, monitor
+
+    def _fit(self, folder: SplitFolder, parts: tuple[Run, Engine, Split, Monitor], source: Path | None) -> TrainResult:
+        run, engine, split, monitor = parts
+        run.maps, run.split = folder, folder.number
+        if not engine.world.is_main:
+            return self._go(folder, parts, source)
+        with folder.locked():
+            if source is None:
+                folder.write_membership(split.membership(), split.digest(), split.about)
+            return self._go(folder, parts, source)
+
+    def _go(self, folder: SplitFolder, parts: tuple[Run, Engine, Split, Monitor], source: Path | None) -> TrainResult:
+        run, engine, split, monitor = parts
+        fit = Fit(run, engine, split, self.plugins, folder, monitor)
+        if source is not None:
+            for problem in restore_from(fit, source):
+                folder.log(f"damaged checkpoint passed over: {problem}")
+        fit.start(resumed=source is not None)
+        fit.go()
+        engine.world.barrier()
+        best = folder.checkpoint(f"best-{monitor.name}")
+        value = {"name": monitor.name, "value": fit.best.best, "epoch": fit.best.epoch}
+        kept = best if best.is_dir() else folder.checkpoint(LAST)
+        assert self.path is not None
+        return TrainResult(self.path, folder.number, kept, value, run.epoch, dict(run.metrics))
+
+    def _opened(self) -> Maps:
+        if self.path is None:
+            raise CheckpointError("this trainer has not trained yet: there is no run directory")
+        return Maps.open(self.path)
+
+    def _find_checkpoint(self, folder: SplitFolder, name: str) -> Path:
+        candidates = [folder.checkpoint(name), Path(name)]
+        for path in candidates:
+            if path.is_dir() or checkpoint.predecessor(path).is_dir():
+                return path
+        known = [path.name for path in folder.checkpoints()]
+        raise CheckpointError(
+            f"{folder.path}: there is no checkpoint {name!r}; there are: {', '.join(known) or 'none'}"
+        )
+
+    def _evaluated_checkpoint(self, folder: SplitFolder, name: str | Path | None) -> Path:
+        if name is not None:
+            return self._find_checkpoint(folder, str(name))
+        return folder.best() or self._find_checkpoint(folder, LAST)
+
+    def _load(self, folder: SplitFolder, engine: Engine, run: Run, name: str | Path | None) -> None:
+        path = self._evaluated_checkpoint(folder, name)
+        saved, problems = checkpoint.read_newest(path)
+        for problem in problems:
+            folder.log(f"damaged checkpoint passed over: {problem}")
+        build.load_state(unwrap(engine.for_evaluation()), saved.model, str(path))
+        run.checkpoint, run.step, run.epoch = path, saved.facts["step"], saved.facts["epoch"]
+
+    def _plugin_rows(self) -> list[dict[str, str]]:
+        from medtrain.plugins import discover
+
+        found = {row.name: row for row in discover()}
+        rows = []
+        for plugin in self.plugins.loaded:
+            row = found.get(plugin.name)
+            distribution, version = (row.distribution, row.version) if row else ("", "")
+            rows.append({"name": plugin.name, "distribution": distribution, "version": version})
+        return rows
+
+
+class _Given:
+    """Objects handed to the Trainer, as one more plugin."""
+
+    def __init__(
+        self, model: nn.Module | None, loss: Callable[..., Any] | None, metrics: Sequence[Metric] | None
+    ) -> None:
+        self.model, self.loss, self.metrics = model, loss, metrics
+
+    @hookimpl
+    def build_model(self) -> nn.Module | None:
+        return self.model
+
+    @hookimpl
+    def build_loss(self) -> Callable[..., Any] | None:
+        return self.loss
+
+    @hookimpl
+    def build_metrics(self) -> list[Metric] | None:
+        return None if self.metrics is None else list(self.metrics)
+
+
+def checkpoint_weights(path: Path) -> dict[str, Any]:
+    """The verified weights of a checkpoint folder."""
+    saved, _ = checkpoint.read_newest(path)
+    return saved.model

@@ -1,0 +1,1 @@
+"""The plugins that come with medtrain, each built on the public API only."""

@@ -1,0 +1,226 @@
+"""LMV-Net: breast-cancer risk from two views (CC, MLO) of the current and the prior exam.
+
+Reads as the paper does: features of the four images, the prior aligned to the current exam by a registration
+network, their difference with the time between them, self- and cross-attention of the two views, hazards.
+Module names are those of trained checkpoints.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from medtrain.errors import DataError
+from torch import Tensor, nn
+
+from medtrain_plugins.mammography.backbone import OUT_CHANNELS, STRIDE, mirai_backbone
+from medtrain_plugins.mammography.layers import (
+    Compat,
+    ContinuousPosEncoding,
+    CumulativeProbabilityLayer,
+    feature_displacement,
+    warp,
+)
+from medtrain_plugins.mammography.registration import MammoRegNet
+from medtrain_plugins.mammography.risk_model import BaseRiskModel, Head
+
+IMAGES = ("current_image_cc", "current_image_mlo", "previous_image_cc", "previous_image_mlo")
+
+# What Mirai's weights were trained on: 16-bit pixels, standardised.
+MIRAI_MEAN, MIRAI_STD = 7047.99, 12005.5
+
+ENCODER = "longitudinal_feat_processor.encoder"
+REGISTRATION = "longitudinal_feat_processor.mammo_reg_net"
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU, dropout, Linear, dropout on the last dimension."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(dim, hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, dim),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        return out
+
+
+class DualStreamBlock(nn.Module):
+    """Each view attends to itself and to the other one; attention is shared by the views, the rest is not.
+
+    Maps (B, dim, h, w) of CC and MLO in, the same out. The other view is always the one that came in.
+    """
+
+    def __init__(self, dim: int, num_heads: int, dropout: float, drop_path: float, ffn_ratio: int) -> None:
+        super().__init__()
+        from torchvision.ops import StochasticDepth
+
+        self.mha_self = nn.MultiheadAttention(dim, num_heads, dropout=dropout, batch_first=True)
+        self.mha_cross = nn.MultiheadAttention(dim, num_heads, dropout=dropout, batch_first=True)
+        self.norm1_cc, self.norm1_mlo = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.norm2_cc, self.norm2_mlo = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.ffn_cc = FeedForward(dim, dim * ffn_ratio, dropout)
+        self.ffn_mlo = FeedForward(dim, dim * ffn_ratio, dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.drop_path = StochasticDepth(drop_path, mode="row")
+
+    def forward(self, f_cc: Tensor, f_mlo: Tensor) -> tuple[Tensor, Tensor]:
+        cc, mlo = f_cc.flatten(2).transpose(1, 2), f_mlo.flatten(2).transpose(1, 2)
+        # Both views in one call of the shared attention. No weights are asked for: at full size they would be
+        # 3328 x 3328 per head, and fused attention never forms them.
+        views, others = torch.cat([cc, mlo]), torch.cat([mlo, cc])
+        attention = self.mha_self(views, views, views, need_weights=False)[0]
+        attention = attention + self.mha_cross(views, others, others, need_weights=False)[0]
+        att_cc, att_mlo = self.drop_path(self.dropout(attention)).chunk(2)
+        cc, mlo = self.norm1_cc(cc + att_cc), self.norm1_mlo(mlo + att_mlo)
+        cc = self.norm2_cc(cc + self.drop_path(self.ffn_cc(cc)))
+        mlo = self.norm2_mlo(mlo + self.drop_path(self.ffn_mlo(mlo)))
+        return cc.transpose(1, 2).view(f_cc.shape), mlo.transpose(1, 2).view(f_mlo.shape)
+
+
+class LongitudinalFeatProcessor(nn.Module):
+    """Holds what turns a pair of exams into features, with the key names of checkpoints; `LMVNet` runs it."""
+
+    def __init__(self, registration: bool) -> None:
+        super().__init__()
+        self.encoder = mirai_backbone()
+        if registration:
+            self.mammo_reg_net = MammoRegNet()
+        self.positional_encoding = ContinuousPosEncoding(OUT_CHANNELS)
+
+
+class LMVNet(BaseRiskModel):
+    """Longitudinal multi-view risk model: 58,524,526 parameters (53,688,390 trainable), 434 state-dict
+    entries.
+
+    forward(batch) reads `current_image_cc`, `current_image_mlo`, `previous_image_cc`, `previous_image_mlo`,
+    each (B, 1, H, W) float32 in [0, 1], H and W multiples of 32, and `time_gap` (B,) in years; it returns the
+    cumulative logits `risk_multi`, `risk_cc`, `risk_mlo`, each (B, 5).
+
+    registration: the network that aligns the prior exam; it is frozen, its weights come from a file
+        (`load_registration`). "none" leaves the prior where it is and has no such network.
+    compat: "reference" moves features along the wrong axis as published checkpoints were trained and scored;
+        "fixed" does not.
+    align_prior: put the aligned prior into the features, as the paper says, instead of the unaligned one, as
+        trained checkpoints expect.
+    finetune_encoder: False freezes the image encoder.
+    input_norm: "mirai" standardises the encoder's input as the pretrained Mirai weights expect; "none" leaves
+        [0, 1]. The registration network always sees [0, 1].
+
+    The encoder runs once over all images of a batch. In eval mode that is the same as image set by image set;
+    in train mode batch norm shares its statistics over both exams and views (4B images, updated once a step)
+    instead of taking each set's own, so that a difference between exams is never one of normalisation.
+
+    Raises DataError for images of the wrong shape.
+    """
+
+    head_weights: ClassVar[dict[str, float]] = {"multi": 1.0, "cc": 0.2, "mlo": 0.2}
+
+    def __init__(
+        self,
+        *,
+        registration: Literal["mammo_reg_net", "none"] = "mammo_reg_net",
+        compat: Compat = "fixed",
+        feature_dim: int = 3 * OUT_CHANNELS,
+        num_heads: int = 4,
+        num_blocks: int = 1,
+        dropout: float = 0.3,
+        drop_path: float = 0.2,
+        ffn_ratio: int = 2,
+        align_prior: bool = False,
+        finetune_encoder: bool = True,
+        input_norm: Literal["none", "mirai"] = "none",
+    ) -> None:
+        super().__init__()
+        self.registration, self.compat = registration, compat
+        self.align_prior, self.input_norm = align_prior, input_norm
+        self.longitudinal_feat_processor = LongitudinalFeatProcessor(registration == "mammo_reg_net")
+        self.cross_attn_blocks = nn.ModuleList(
+            DualStreamBlock(feature_dim, num_heads, dropout, drop_path, ffn_ratio) for _ in range(num_blocks)
+        )
+        self.view_fc = nn.Linear(2 * feature_dim, feature_dim)
+        self.cumulative_risk = CumulativeProbabilityLayer(feature_dim)
+        if registration == "mammo_reg_net":
+            self.freeze(REGISTRATION)
+        if not finetune_encoder:
+            self.freeze(ENCODER)
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        check_images(batch)
+        # The two views of an exam are one batch from here on: CC first, then MLO.
+        current = torch.cat([batch["current_image_cc"], batch["current_image_mlo"]])
+        previous = torch.cat([batch["previous_image_cc"], batch["previous_image_mlo"]])
+        time_gap = batch["time_gap"].repeat(2)
+
+        f_long = self.longitudinal_features(current, previous, time_gap)
+        f_cc, f_mlo = f_long.chunk(2)
+        for block in self.cross_attn_blocks:
+            f_cc, f_mlo = block(f_cc, f_mlo)
+        cc, mlo = f_cc.mean(dim=(2, 3)), f_mlo.mean(dim=(2, 3))
+        multi = self.view_fc(torch.cat([cc, mlo], dim=1))
+        return {
+            "risk_multi": self.cumulative_risk(multi),
+            "risk_cc": self.cumulative_risk(cc),
+            "risk_mlo": self.cumulative_risk(mlo),
+        }
+
+    def longitudinal_features(self, current: Tensor, previous: Tensor, time_gap: Tensor) -> Tensor:
+        """Images (N, 1, H, W) of both exams and years between them (N,) -> features (N, 1536, H/32, W/32)."""
+        f_cur, f_pri = self.encode(torch.cat([current, previous])).chunk(2)
+        f_aligned = self.align(f_pri, current, previous)
+        difference = (f_cur - f_aligned).abs()
+        tokens = difference.flatten(2).permute(2, 0, 1)  # (h * w, N, 512), as the encoding wants them
+        tokens = self.longitudinal_feat_processor.positional_encoding(tokens, time_gap)
+        f_diff = tokens.permute(1, 2, 0).view(f_cur.shape)
+        return torch.cat([f_cur, f_aligned if self.align_prior else f_pri, f_diff], dim=1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (N, 1, H, W) in [0, 1] -> features (N, 512, H/32, W/32)."""
+        if self.input_norm == "mirai":
+            images = (images * 65535 - MIRAI_MEAN) / MIRAI_STD
+        features: Tensor = self.run(ENCODER, images.expand(-1, 3, -1, -1))
+        return features
+
+    def align(self, f_pri: Tensor, current: Tensor, previous: Tensor) -> Tensor:
+        """Features of the prior exam, moved to where the current exam shows the same tissue."""
+        if self.registration == "none":
+            return f_pri
+        flow = self.run(REGISTRATION, current, previous)[1]
+        size = (f_pri.shape[-2], f_pri.shape[-1])
+        return warp(f_pri, feature_displacement(flow, size, self.compat))
+
+    @staticmethod
+    def risk_heads(outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Head]:
+        """The fused head and one per view; all share target and mask."""
+        names = ("multi", "cc", "mlo")
+        return {name: (outputs[f"risk_{name}"], batch["target"], batch["y_mask"]) for name in names}
+
+    @staticmethod
+    def primary_risk(outputs: dict[str, Tensor]) -> Tensor:
+        """Probability of cancer within 1 to 5 years by the fused head, (B, 5)."""
+        return outputs["risk_multi"].sigmoid()
+
+
+def check_images(batch: dict[str, Any]) -> None:
+    """Raises DataError unless the four images are there, of one shape (B, 1, H, W), sides multiples of 32."""
+    missing = [key for key in IMAGES if key not in batch]
+    if missing:
+        raise DataError(f"LMV-Net needs four images per sample; the batch has no {', '.join(missing)}")
+    shapes = {key: tuple(batch[key].shape) for key in IMAGES}
+    shape = shapes[IMAGES[0]]
+    if len(set(shapes.values())) > 1 or len(shape) != 4 or shape[1] != 1:
+        listing = ", ".join(f"{key} {found}" for key, found in shapes.items())
+        raise DataError(f"LMV-Net needs four images of one shape (B, 1, H, W); the batch has {listing}")
+    height, width = shape[2:]
+    if height % STRIDE or width % STRIDE:
+        raise DataError(
+            f"images are {height} x {width} pixels, but LMV-Net needs height and width to be multiples of "
+            f"{STRIDE} (its features are that much coarser): resize or pad them, for example to "
+            f"{-(-height // STRIDE) * STRIDE} x {-(-width // STRIDE) * STRIDE}"
+        )

@@ -1,0 +1,108 @@
+"""`RiskMetrics`: the metric of the risk models. Quick values every epoch, details for `medtrain eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from medtrain.errors import DataError
+from medtrain.metrics import Array, Rows, Undefined
+
+from .labels import N_YEARS
+from .strata import EMBED_CANCER_TYPES, exam_rows, group_report, patient_rows, strata_report
+from .survival import KaplanMeier, concordance_value, risk_comparisons
+
+OPTIONAL_COLUMNS = ("exam_id", "laterality", "density", "race", "cancer_type", "time_gap")
+
+
+class RiskMetrics:
+    """C-index (time-dependent, the one to select models by), Uno's C and yearly AUCs of 5-year risks.
+
+    primary_risk: outputs -> (B, 5) cumulative risks. train_event_times, train_event_observed: (N_train,) of
+    the training group, whose censoring weights the pairs. replicates: of the bootstrap in `details`.
+    cancer_types: names of the codes in the column `cancer_type`.
+    """
+
+    mode: Literal["max", "min"] = "max"
+
+    def __init__(
+        self,
+        primary_risk: Callable[[Any], torch.Tensor],
+        train_event_times: Array,
+        train_event_observed: Array,
+        replicates: int = 2000,
+        cancer_types: Mapping[int, str] = EMBED_CANCER_TYPES,
+    ) -> None:
+        self.primary_risk = primary_risk
+        self.censoring = KaplanMeier.of_censoring(train_event_times, train_event_observed).survival
+        self.replicates = replicates
+        self.cancer_types = dict(cancer_types)
+
+    def rows(self, outputs: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        """`risk` (B, 5) float32, `event_time` and `event_observed` (B,) int64, `patient_id`, and what else
+        there is.
+
+        batch: `event_times`, `event_observed`, `patient_id`; optionally any of `OPTIONAL_COLUMNS`.
+        """
+        missing = [key for key in ("event_times", "event_observed", "patient_id") if key not in batch]
+        if missing:
+            raise DataError(
+                f"the risk metrics need {', '.join(missing)} in each batch; let the dataset give them"
+            )
+        return {
+            "risk": self.primary_risk(outputs).float(),
+            "event_time": batch["event_times"].long(),
+            "event_observed": batch["event_observed"].long(),
+            "patient_id": batch["patient_id"],
+            **{key: batch[key] for key in OPTIONAL_COLUMNS if key in batch},
+        }
+
+    def compute(self, rows: Rows) -> dict[str, float]:
+        """`c_index`, `c_index_uno`, `auc_year_1` ... `auc_year_5`."""
+        if (reason := _unusable(rows)) is not None:
+            names = ["c_index", "c_index_uno", *(f"auc_year_{year + 1}" for year in range(N_YEARS))]
+            return {name: Undefined(reason) for name in names}
+        comparisons = risk_comparisons(
+            rows["event_time"], rows["event_observed"], rows["risk"], self.censoring
+        )
+        return {name: concordance_value(pairs, len(rows["risk"])) for name, pairs in comparisons.items()}
+
+    def details(self, rows: Rows, seed: int) -> dict[str, Any]:
+        """Everything with confidence intervals, as plain JSON values (None, with a reason, for what is
+        undefined).
+
+        Keys: `seed`, `replicates`, `censoring` (the weights' G by year), `units` (sample, exam, patient) and
+        `strata` (of the samples), each a `group_report`. Equal rows and seeds give equal details.
+        """
+        report: dict[str, Any] = {
+            "seed": seed,
+            "replicates": self.replicates,
+            "censoring": self.censoring.tolist(),
+            "units": {},
+            "strata": {},
+        }
+        if (reason := _unusable(rows)) is not None:
+            return {**report, "reason": reason}
+        units = {"sample": rows}
+        if "exam_id" in rows:
+            units["exam"] = exam_rows(rows)
+            units["patient"] = patient_rows(units["exam"])
+        report["units"] = {
+            unit: group_report(unit_rows, self.censoring, self.replicates, seed)
+            for unit, unit_rows in units.items()
+        }
+        report["strata"] = strata_report(rows, self.censoring, self.replicates, seed, self.cancer_types)
+        return report
+
+
+def _unusable(rows: Rows) -> str | None:
+    """Why nothing can be computed from these rows, or None."""
+    if not len(rows.get("risk", ())):
+        return "no samples"
+    bad = np.flatnonzero(~np.isfinite(rows["risk"]).all(axis=1))
+    if not len(bad):
+        return None
+    first = f" (first: {rows['sample_id'][bad[0]]})" if "sample_id" in rows else ""
+    return f"the risks of {len(bad)} samples are not finite{first}"
