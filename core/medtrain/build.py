@@ -58,9 +58,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if path.suffix == ".safetensors":
         state = load_model_file(path)
     else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("model", state.get("state_dict", state)) if isinstance(state, dict) else state
-        state = {key.removeprefix("module."): value for key, value in state.items()}
+        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        inner = loaded.get("model", loaded.get("state_dict", loaded))
+        state = {key.removeprefix("module."): value for key, value in inner.items()}
     load_state(model, state, str(path))
 
 
@@ -84,10 +84,7 @@ def build_split(config: RunConfig, plugins: Plugins, world: World) -> Split:
 
 def build_metrics(config: RunConfig, plugins: Plugins, split: Split) -> list[Metric]:
     """The metrics of the run; none is a legitimate answer."""
-    from medtrain.data import Data
-
-    data = Data(**{name: split.groups.get(name) for name in ("train", "validation", "test")}, about=split.about)
-    metrics = plugins.ask("build_metrics", config=config, data=data)
+    metrics = plugins.ask("build_metrics", config=config, data=split.as_data())
     return [] if metrics is None or metrics is NONE else list(metrics)
 
 
@@ -103,10 +100,10 @@ def build_engine(
         optimizer = defaults.build_optimizer(config, unwrap(plain))
     ema = None
     if settings.ema_decay is not None:
-        averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema_decay)
+        averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
         ema = torch.optim.swa_utils.AveragedModel(plain, multi_avg_fn=averaging, use_buffers=True)
     augmentation = plugins.ask("build_augmentation", config=config)
-    computed = torch.compile(plain) if config.computational.compile else plain
+    computed: nn.Module = torch.compile(plain) if config.computational.compile else plain  # type: ignore[assignment]
     engine = Engine(
         model=replicate(computed, world, config.computational.find_unused_parameters),
         plain=plain,
@@ -193,7 +190,8 @@ def choose_monitor(config: RunConfig, metrics: list[Metric], name: str = "") -> 
     name = name.removeprefix("validation/")
     if name not in modes and name != "loss":
         raise ConfigError(
-            f"validation.monitor / early_stopping.monitor: there is no value {name!r}; known: {', '.join(['loss', *modes])}"
+            f"validation.monitor / early_stopping.monitor: there is no value {name!r}; "
+            f"known: {', '.join(['loss', *modes])}"
         )
     return Monitor(name, modes.get(name, "min"))
 

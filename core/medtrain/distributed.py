@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -23,7 +24,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def is_main(self) -> bool:
@@ -86,6 +87,35 @@ def join(device: str = "auto") -> World:
         state = PartialState(cpu=not use_cuda)
         return World(state.process_index, state.num_processes, state.device)
     return World(device=torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu"))
+
+
+def launch(processes: int, arguments: list[str]) -> int:
+    """Run `medtrain ARGUMENTS` in several processes on this machine; the exit code of the first that failed."""
+    import sys
+    import uuid
+
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(settings, sys.executable)("-m", "medtrain", *arguments)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return int(failure.exitcode) if failure.exitcode > 0 else 1
+    except SignalException as error:
+        return 130 if error.sigval == signal.SIGINT else 75
+    return 0
 
 
 def leave() -> None:

@@ -80,7 +80,12 @@ class Fit:
             self._rebuild_data()
         self.totals = self.totals or Totals()
         run.steps_per_epoch = build.steps_per_epoch(len(self.loader), self.engine.accumulation_steps)
-        run.progress = {"done": self.first_step, "totals": self.totals, "stage": "training"}
+        run.progress = {
+            "stage": "training",
+            "done": self.first_step,
+            "totals": self.totals,
+            "samples_per_step": self.loader.global_batch * self.engine.accumulation_steps,
+        }
         started, first_step = time.perf_counter(), self.first_step
         train_epoch(run, self.engine, self.loader, self.totals, first_step, self._after_step, self._stop_asked)
         self.first_step = run.progress["done"]
@@ -345,7 +350,8 @@ class Fit:
             self.first_step = run.progress.get("done", self.first_step) if self.totals is not None else 0
             self._save_quietly()
         run.exception = error
-        status = {Interrupted: "interrupted", Preempted: "preempted"}.get(type(error), "failed")
+        names: dict[type[BaseException], str] = {Interrupted: "interrupted", Preempted: "preempted"}
+        status = names.get(type(error), "failed")
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         self._status(status, reason=reason)
         for hook in self.plugins.lifecycle("on_exception"):

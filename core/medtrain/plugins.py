@@ -283,8 +283,8 @@ def _source(module: str) -> Path | None:
     """The file of a module, found without importing it or its parents."""
     path: list[str] | None = None
     spec = None
-    for depth in range(module.count(".") + 1):
-        spec = PathFinder.find_spec(".".join(module.split(".")[: depth + 1]), path)
+    for part in module.split("."):
+        spec = PathFinder.find_spec(part, path)
         if spec is None:
             return None
         path = list(spec.submodule_search_locations or [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -15,6 +16,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.pending = 0
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -29,6 +31,10 @@ class Signals:
             signal.signal(number, handler)
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
-        if self.pending and number == signal.SIGINT:
+        now = time.monotonic()
+        # A terminal and a launcher may both pass on one Ctrl-C; a second one of the user's comes later.
+        if self.pending == number == signal.SIGINT and now - self._since > 1.0:
             raise KeyboardInterrupt
+        if not self.pending:
+            self._since = now
         self.pending = number

@@ -12,7 +12,7 @@ from torch import nn
 from medtrain import build, checkpoint, distributed, maps
 from medtrain.build import Monitor
 from medtrain.config import Layers, OptimizationSection, RunConfig, read_toml
-from medtrain.data import Data, Split
+from medtrain.data import Data, Split, make_split
 from medtrain.errors import CheckpointError, DataError, PluginError
 from medtrain.fit import LAST, Fit, evaluate, restore_from
 from medtrain.hookspecs import hookimpl
@@ -142,8 +142,7 @@ class Trainer:
         """
         world = distributed.join(self.config.computational.device)
         folder = self._opened().split(split_idx)
-        parts = self._assemble(world, split)
-        run, engine, data, monitor = parts
+        run, engine, data, _ = self._assemble(world, split)
         if group not in data.groups:
             raise DataError(f"there is no group {group!r} in these data; groups: {', '.join(data.groups)}")
         self._load(folder, engine, run, checkpoint)
@@ -173,10 +172,27 @@ class Trainer:
             raise PluginError(f"none of the plugins {', '.join(self.plugins.names)} can predict (hook predict)")
         return answer
 
+    def dry_run(self) -> dict[str, Any]:
+        """Assemble everything and say what it is; nothing is trained or written."""
+        world = distributed.join(self.config.computational.device)
+        run, engine, split, monitor = self._assemble(world, None)
+        plan = build.make_plan(self.config, engine, split, monitor)
+        return {
+            "plugins": ", ".join(self.plugins.names),
+            "samples": {name: len(dataset) for name, dataset in split.groups.items()},
+            "parameters": sum(p.numel() for p in run.model.parameters()),
+            "trainable_parameters": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
+            "epochs": plan.num_epochs,
+            "steps_per_epoch": plan.steps_per_epoch,
+            "monitor": f"{monitor.name} ({monitor.mode})",
+            "device": str(world.device),
+            "processes": world.size,
+        }
+
     def _assemble(self, world: distributed.World, given: Data | None) -> tuple[Run, Engine, Split, Monitor]:
         if given is not None:
             settings = self.config.data
-            split = build.make_split(given, self.config.run.seed, settings.validation_fraction, settings.test_fraction)
+            split = make_split(given, self.config.run.seed, settings.validation_fraction, settings.test_fraction)
         else:
             split = build.build_split(self.config, self.plugins, world)
         metrics = build.build_metrics(self.config, self.plugins, split)
@@ -187,7 +203,7 @@ class Trainer:
             config=self.config,
             model=unwrap(engine.plain),
             device=world.device,
-            data=Data(**{name: split.groups.get(name) for name in ("train", "validation", "test")}),
+            data=split.as_data(),
             optimizer=engine.optimizer,
             schedule=engine.schedule,
             loss=engine.loss,
@@ -197,7 +213,7 @@ class Trainer:
         return run, engine, split, monitor
 
     def _fit(self, folder: SplitFolder, parts: tuple[Run, Engine, Split, Monitor], source: Path | None) -> TrainResult:
-        run, engine, split, monitor = parts
+        run, engine, split, _ = parts
         run.maps, run.split = folder, folder.number
         if not engine.world.is_main:
             return self._go(folder, parts, source)

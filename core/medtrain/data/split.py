@@ -35,6 +35,11 @@ class Split:
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
     about: dict[str, Any] = field(default_factory=dict)
 
+    def as_data(self) -> Data:
+        """The groups as plugins gave or would have given them."""
+        groups = self.groups
+        return Data(groups.get("train"), groups.get("validation"), groups.get("test"), about=self.about)
+
     def membership(self) -> dict[str, Any]:
         """Who is in which group, as it is recorded and compared on resume."""
         return {

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import torch
-from medtrain.errors import DataError
+from medtrain.errors import ConfigError, DataError
 from torch import Tensor, nn
 
 from medtrain_plugins.mammography.backbone import OUT_CHANNELS, STRIDE, mirai_backbone
@@ -117,7 +117,7 @@ class LMVNet(BaseRiskModel):
     in train mode batch norm shares its statistics over both exams and views (4B images, updated once a step)
     instead of taking each set's own, so that a difference between exams is never one of normalisation.
 
-    Raises DataError for images of the wrong shape.
+    Raises DataError for images of the wrong shape, ConfigError for a feature_dim that does not fit the encoder.
     """
 
     head_weights: ClassVar[dict[str, float]] = {"multi": 1.0, "cc": 0.2, "mlo": 0.2}
@@ -138,6 +138,11 @@ class LMVNet(BaseRiskModel):
         input_norm: Literal["none", "mirai"] = "none",
     ) -> None:
         super().__init__()
+        if feature_dim != 3 * OUT_CHANNELS:
+            raise ConfigError(
+                f"feature_dim is {feature_dim}, but current, prior and difference of the image encoder's "
+                f"{OUT_CHANNELS} channels make {3 * OUT_CHANNELS}"
+            )
         self.registration, self.compat = registration, compat
         self.align_prior, self.input_norm = align_prior, input_norm
         self.longitudinal_feat_processor = LongitudinalFeatProcessor(registration == "mammo_reg_net")

@@ -130,9 +130,7 @@ class ExamAugmentation:
         image, first = batch[key], batch[self.image_keys[0]]
         if not isinstance(image, torch.Tensor) or image.dtype != torch.float32:
             found = image.dtype if isinstance(image, torch.Tensor) else type(image).__name__
-            raise DataError(
-                f"augmentation: images {key!r} must be float32 with values in [0, 1], not {found}"
-            )
+            raise DataError(f"augmentation: images {key!r} must be float32 with values in [0, 1], not {found}")
         if image.dim() not in (4, 5, 6) or image.shape[-3] != 1:
             raise DataError(
                 f"augmentation: images {key!r} must be (B, 1, H, W), (B, V, 1, H, W) or (B, T, V, 1, H, W), "

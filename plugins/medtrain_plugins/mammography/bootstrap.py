@@ -40,9 +40,7 @@ def bootstrap(
     return {name: np.concatenate(blocks) if blocks else np.empty(0) for name, blocks in scores.items()}
 
 
-def replicate_counts(
-    patient_id: Array, event_observed: Array, replicates: int, seed: int
-) -> Iterator[FloatArray]:
+def replicate_counts(patient_id: Array, event_observed: Array, replicates: int, seed: int) -> Iterator[FloatArray]:
     """How often each sample occurs in each replicate: blocks of shape (N, some replicates), float64."""
     generator = np.random.default_rng(seed)
     patients, patient_of = np.unique(np.asarray(patient_id).astype(str), return_inverse=True)

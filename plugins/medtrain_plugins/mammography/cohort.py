@@ -1,12 +1,13 @@
 """Cohorts: a table of mammograms, read, checked row by row and matched with its image files.
 
-Nothing is repaired in silence. Rows and images that cannot be used are counted by kind and reported together, or,
-when asked for, dropped with the counts kept in `Cohort.about`.
+Nothing is repaired in silence. Rows and images that cannot be used are counted by kind and reported together,
+or, when asked for, dropped with the counts kept in `Cohort.about`.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from medtrain.data.contract import GROUPS
 from medtrain.errors import ConfigError, DataError, first_lines
 
 from .images import read_header
-from .labels import label_problems
+from .labels import N_YEARS, label_problems
 from .layouts import (
     EMBED_NAME,
     EMBED_PATTERN,
@@ -39,10 +40,10 @@ class Cohort:
     """A checked cohort.
 
     table: one row per image, sorted by patient, exam, side, view and file name, with the columns `image_path`,
-    `file_name`, `patient_id` (text), `exam_id` (text), `exam_date` (EMBED only) and `exam_year`, `laterality` (L, R),
+    `file_name`, `patient_id` and `exam_id` (text), `exam_date` (EMBED only) and `exam_year`, `laterality` (L, R),
     `view` (CC, MLO), `years_to_cancer` and `years_to_followup` (float, NaN = empty cell), `density` (1..4 = A..D),
-    `cancer_type`, `race` (EMBED only; index into `strata.RACES`), -1 = unknown, and `group` (train, validation, test,
-    or None when the cohort is not split).
+    `cancer_type`, `race` (EMBED only; index into `layouts.RACES`), -1 = unknown, and `group` (train, validation,
+    test, or None when the cohort is not split).
     layout: "embed" or "csaw". about: counts, for the run directory (JSON).
     """
 
@@ -62,7 +63,7 @@ class Cohort:
 
 
 class Problems:
-    """What is wrong with a cohort: counts by kind, the first places of each kind, and the rows that go with it."""
+    """What is wrong with a cohort: counts by kind, and the first places of each kind."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -89,10 +90,10 @@ def read_cohort(
 ) -> Cohort:
     """Reads and checks a cohort: every row, and the header of every image.
 
-    table: a CSV file (comma, semicolon or tab), or a folder that holds exactly one. images: the folder of the images,
-    or of `train`, `val` and `test` with the images; default: the folder of the table. layout: "embed", "csaw" or
-    "auto". columns: canonical name -> column, for tables with other names. on_bad_rows: "error" refuses the cohort
-    with one message for everything; "drop" leaves bad rows out and counts them.
+    table: a CSV file (comma, semicolon or tab), or a folder that holds exactly one. images: the folder of the
+    images, or of `train`, `val` and `test` with the images; default: the folder of the table. layout: "embed",
+    "csaw" or "auto". columns: canonical name -> column, for tables with other names. on_bad_rows: "error" refuses
+    the cohort with one message for everything; "drop" leaves bad rows out and counts them.
     Raises DataError (also, whatever `on_bad_rows`, for a patient in two groups and an empty group), ConfigError.
     """
     if on_bad_rows not in ("error", "drop"):
@@ -112,10 +113,12 @@ def read_cohort(
         unnamed = by_name["patient_id"].isna()
         problems.add(f"file name is not {EMBED_PATTERN}", files["image_path"][unnamed])
         files = files.join(by_name)[~unnamed]
-        files["exam"] = files.pop("date").where(rows["exam"].str.len().max() > 4, files["date"].str[:4])
+        has_dates = rows["exam"].str.len().max() > 4  # a table may have the year only
+        files["exam"] = files["date"] if has_dates else files["date"].str[:4]
         key = ["patient_id", "laterality", "view", "exam"]
     else:
         key = ["file_name"]
+    groups = set(files["group"].dropna())
     matched = _match(rows, files, key, table.name, problems)
     matched = _check_groups(matched, table.name, problems)
     matched = _check_images(matched, problems)
@@ -127,7 +130,14 @@ def read_cohort(
             + first_lines(problems.lines(), limit=20)
             + '\nMend the table or the images, or set on_bad_rows = "drop" to go on without them.'
         )
-    return _finish(matched, spec, table, problems, not_understood)
+    emptied = sorted(groups - set(matched["group"].dropna()))
+    if matched.empty or emptied:
+        left = f"group {' and '.join(emptied)} has" if emptied else "the cohort has"
+        raise DataError(f"{table}: {left} no usable image left\n" + first_lines(problems.lines(), limit=20))
+    cohort = _cohort(matched, spec, table)
+    cohort.about.update(table=table.name, **_facts(cohort))
+    cohort.about.update(dropped=dict(problems.counts), not_understood=not_understood)
+    return cohort
 
 
 def list_images(folder: Path) -> pd.DataFrame:
@@ -175,12 +185,21 @@ def _read_text(table: Path) -> pd.DataFrame:
         with table.open(encoding="utf-8-sig") as file:
             header = file.readline()
         separator = max(",;\t", key=header.count)
-        raw = pd.read_csv(
-            table, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False
-        )
+        with warnings.catch_warnings():
+            # Rows longer than the header would otherwise be cut, or shift the columns.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            raw = pd.read_csv(
+                table,
+                sep=separator,
+                dtype=str,
+                keep_default_na=False,
+                index_col=False,
+                encoding="utf-8-sig",
+                skip_blank_lines=False,
+            )
     except OSError as error:
         raise DataError(f"{table}: the table cannot be read ({error.strerror})") from error
-    except (ValueError, pd.errors.ParserError) as error:
+    except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
         raise DataError(f"{table}: not a readable CSV table ({error})") from error
     raw.index += 2
     raw = raw.fillna("").apply(lambda column: column.str.strip())
@@ -202,7 +221,7 @@ def _read_rows(
         rows["bad"] |= wrong
 
     rows["patient_id"] = text["patient_id"].str.replace(r"\.0$", "", regex=True)
-    refuse("no patient", rows["patient_id"] == "", "column " + mapping["patient_id"] + " is empty" + text["patient_id"])
+    refuse("no patient", rows["patient_id"] == "", f"{mapping['patient_id']} is '" + text["patient_id"] + "'")
     for name, known in (("laterality", LATERALITIES), ("view", VIEWS)):
         rows[name] = text[name].str.upper().map(known)
         refuse(f"unknown {name}", rows[name].isna(), f"{mapping[name]} is '" + text[name] + "'")
@@ -243,9 +262,7 @@ def _read_rows(
     return rows, not_understood
 
 
-def _match(
-    rows: pd.DataFrame, files: pd.DataFrame, key: list[str], table: str, problems: Problems
-) -> pd.DataFrame:
+def _match(rows: pd.DataFrame, files: pd.DataFrame, key: list[str], table: str, problems: Problems) -> pd.DataFrame:
     """The images with the row of their `key`, without bad ones.
 
     Several images of one key (a view taken twice on a day) share a row, or have one each that says the same.
@@ -263,7 +280,8 @@ def _match(
     problems.add("duplicate row", places[surplus])
     kind = "missing file" if key == ["file_name"] else "row without image"
     lost = (images == 0) & ~surplus & ~contradicted
-    problems.add(kind, places[lost] + " (" + keyed.loc[lost, key].agg("_".join, axis=1) + ")")
+    names = keyed.loc[lost, key].itertuples(index=False, name=None)
+    problems.add(kind, (f"{place} ({'_'.join(name)})" for place, name in zip(places[lost], names, strict=True)))
 
     keyed = keyed.assign(bad=keyed["bad"] | contradicted).drop_duplicates(key)
     matched = files.merge(keyed, on=key, how="left")
@@ -319,11 +337,8 @@ def _check_views(matched: pd.DataFrame, table: str, problems: Problems) -> pd.Da
     return matched[~differ]
 
 
-def _finish(
-    matched: pd.DataFrame, layout: Layout, table: Path, problems: Problems, not_understood: dict[str, int]
-) -> Cohort:
-    if matched.empty:
-        raise DataError(f"{table}: no usable row is left\n" + first_lines(problems.lines(), limit=20))
+def _cohort(matched: pd.DataFrame, layout: Layout, table: Path) -> Cohort:
+    """The canonical table, sorted. Raises DataError for patients in two groups."""
     if layout.name == "embed":
         # The file name has the full date also where the table has only the year.
         dates = matched["file_name"].str.extract(f"^{EMBED_NAME.pattern}$")["date"]
@@ -333,16 +348,7 @@ def _finish(
     )
     order = ["patient_id", "exam", "laterality", "view", "file_name", "image_path"]
     matched = matched.sort_values(order).reset_index(drop=True)
-    _refuse_leaks(matched, table)
 
-    shown = ["image_path", "file_name", "patient_id", "exam_id", "exam_date", "exam_year", "laterality", "view"]
-    shown += [*LABELS, "density", "cancer_type", "race", "group"]
-    cohort = Cohort(table=matched[[name for name in shown if name in matched]], layout=layout.name)
-    cohort.about.update(_facts(cohort, table, problems, not_understood))
-    return cohort
-
-
-def _refuse_leaks(matched: pd.DataFrame, table: Path) -> None:
     groups = matched.groupby("patient_id")["group"].agg(lambda names: sorted(set(names.dropna())))
     leaked = [f"patient {patient}: {' and '.join(names)}" for patient, names in groups.items() if len(names) > 1]
     if leaked:
@@ -350,13 +356,16 @@ def _refuse_leaks(matched: pd.DataFrame, table: Path) -> None:
             f"{table}: {len(leaked)} patients are in more than one group; a patient may be in one only\n"
             + first_lines(leaked)
         )
+    shown = ["image_path", "file_name", "patient_id", "exam_id", "exam_date", "exam_year", "laterality", "view"]
+    shown += [*LABELS, "density", "cancer_type", "race", "group"]
+    return Cohort(table=matched[[name for name in shown if name in matched]], layout=layout.name)
 
 
-def _facts(cohort: Cohort, table: Path, problems: Problems, not_understood: dict[str, int]) -> dict[str, Any]:
-    """Counts of a cohort, and of what it was made from; a folder that lost all its images is refused."""
+def _facts(cohort: Cohort) -> dict[str, Any]:
+    """Counts of a cohort and of its groups."""
 
     def count(rows: pd.DataFrame) -> dict[str, int]:
-        cases = rows.loc[rows["years_to_cancer"] < 6, "patient_id"]
+        cases = rows.loc[rows["years_to_cancer"] < N_YEARS + 1, "patient_id"]
         return {
             "images": len(rows),
             "exams": rows["exam_id"].nunique(),
@@ -364,11 +373,5 @@ def _facts(cohort: Cohort, table: Path, problems: Problems, not_understood: dict
             "patients_with_cancer": cases.nunique(),
         }
 
-    return {
-        "table": table.name,
-        "layout": cohort.layout,
-        **count(cohort.table),
-        "groups": {name: count(cohort.group(name).table) for name in cohort.groups},
-        "dropped": dict(problems.counts),
-        "not_understood": not_understood,
-    }
+    groups = {name: count(cohort.group(name).table) for name in cohort.groups}
+    return {"layout": cohort.layout, **count(cohort.table), "groups": groups}

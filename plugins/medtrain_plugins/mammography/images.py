@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
-
 from medtrain.errors import DataError
+from PIL import Image
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,9 +55,7 @@ def read_header(path: str | Path) -> Header:
     return Header(height, width, bits, _COLOURS.get(colour, "of an unknown kind"))
 
 
-def read_pixels(
-    path: str | Path, size: tuple[int, int] | None = None, orientation: Orientation = "as_is"
-) -> Pixels:
+def read_pixels(path: str | Path, size: tuple[int, int] | None = None, orientation: Orientation = "as_is") -> Pixels:
     """A mammogram as (H, W) uint16.
 
     size: (rows, columns) to resize to (bilinear, antialiased when it shrinks); None keeps the file's.
@@ -77,9 +74,7 @@ def read_pixels(
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: the image cannot be decoded ({error}); copy or convert it again") from error
     if pixels.min() == pixels.max():
-        raise DataError(
-            f"{path}: the image is blank, every pixel is {pixels.flat[0]}; remove or convert it again"
-        )
+        raise DataError(f"{path}: the image is blank, every pixel is {pixels.flat[0]}; remove or convert it again")
     return chest_wall_right(pixels) if orientation == "mirai" else pixels
 
 
@@ -101,8 +96,6 @@ def to_tensor(pixels: Pixels) -> Tensor:
     return torch.from_numpy(pixels.astype(np.float32)).div_(WHITE).unsqueeze(0)
 
 
-def read_image(
-    path: str | Path, size: tuple[int, int] | None = None, orientation: Orientation = "as_is"
-) -> Tensor:
+def read_image(path: str | Path, size: tuple[int, int] | None = None, orientation: Orientation = "as_is") -> Tensor:
     """A mammogram as a (1, H, W) float32 tensor in [0, 1]; arguments and errors of `read_pixels`."""
     return to_tensor(read_pixels(path, size, orientation))

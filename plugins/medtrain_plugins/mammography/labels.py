@@ -1,5 +1,4 @@
-"""Labels of the risk models: from the two numbers of a table row to yearly targets, their mask and survival
-times.
+"""Labels of the risk models: from the two numbers of a table row to yearly targets, masks, survival times.
 
 A row says after how many years cancer was found (`years_to_cancer`; empty, or a large number such as 100,
 when it was not) and how many years the woman was followed. The model predicts, for each year y = 0..4, cancer
@@ -54,9 +53,7 @@ def clean_followup(years_to_followup: Values) -> IntArray:
     return _clean(years_to_followup, missing=1, column="years of follow-up")
 
 
-def survival_targets(
-    years_to_cancer: Values, years_to_followup: Values, n_years: int = N_YEARS
-) -> SurvivalTargets:
+def survival_targets(years_to_cancer: Values, years_to_followup: Values, n_years: int = N_YEARS) -> SurvivalTargets:
     """Targets, masks and survival times of N table rows, raw (with empty cells) or cleaned.
 
     Raises DataError naming the first impossible rows (0-based) instead of making a plausible label of them.
@@ -66,8 +63,7 @@ def survival_targets(
     found = [f"row {row}: {problem}" for row, problem in enumerate(problems) if problem]
     if found:
         raise DataError(
-            f"{len(found)} of {len(problems)} rows have impossible labels; correct or drop them:\n"
-            + first_lines(found)
+            f"{len(found)} of {len(problems)} rows have impossible labels; correct or drop them:\n" + first_lines(found)
         )
     event_year = clean_ttc(years_to_cancer, n_years) - 1
     observed = event_year < n_years
@@ -81,9 +77,7 @@ def survival_targets(
     )
 
 
-def label_problems(
-    years_to_cancer: Values, years_to_followup: Values, n_years: int = N_YEARS
-) -> list[str | None]:
+def label_problems(years_to_cancer: Values, years_to_followup: Values, n_years: int = N_YEARS) -> list[str | None]:
     """For each row, why no label can be made of it, or None.
 
     Negative, infinite and non-numeric values are impossible. So is a cancer within `n_years` that lies more

@@ -12,12 +12,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from medtrain.errors import ConfigError, DataError, nearest
-from .strata import RACES
 
 EMBED_NAME = re.compile(
     r"(?P<patient_id>\d+)_(?P<laterality>[A-Z]+)_(?P<view>[A-Z]+)_(?P<date>\d{4}-\d{2}-\d{2})_.+\.png"
 )
 EMBED_PATTERN = "<digits>_<L|R>_<CC|MLO>_<YYYY-MM-DD>_<anything>.png"
+
+# RACE_DESC of EMBED, spelt as in its files; the index is the code in tables and batches.
+RACES: tuple[str, ...] = (
+    "Caucasian or White",
+    "African American  or Black",
+    "Asian",
+    "American Indian or Alaskan Native",
+    "Native Hawaiian or Other Pacific Islander",
+    "Multiple",
+    "Unknown",
+    "Unavailable or Unreported",
+)
 
 LATERALITIES = {"L": "L", "R": "R", "LEFT": "L", "RIGHT": "R"}
 VIEWS = {"CC": "CC", "MLO": "MLO"}

@@ -1,4 +1,4 @@
-"""The masked binary cross-entropy of Mirai, ImgFeatAlign, LMV-Net and VMRA-MaR, over one or more risk heads."""
+"""Masked binary cross-entropy over risk heads: the loss of Mirai, ImgFeatAlign, LMV-Net and VMRA-MaR."""
 
 from __future__ import annotations
 
@@ -58,7 +58,6 @@ class MultiHeadBCE:
     def _weight_of(self, head: str) -> float:
         if head not in self.head_weights:
             known = ", ".join(self.head_weights)
-            raise ConfigError(
-                f"risk head {head!r} has no weight{nearest(head, self.head_weights)}; give it one beside: {known}"
-            )
+            hint = nearest(head, self.head_weights)
+            raise ConfigError(f"risk head {head!r} has no loss weight{hint}; give it one (there are: {known})")
         return self.head_weights[head]

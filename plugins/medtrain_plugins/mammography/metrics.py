@@ -25,6 +25,7 @@ class RiskMetrics:
     cancer_types: names of the codes in the column `cancer_type`.
     """
 
+    names = ("c_index", "c_index_uno", *(f"auc_year_{year + 1}" for year in range(N_YEARS)))
     mode: Literal["max", "min"] = "max"
 
     def __init__(
@@ -48,9 +49,7 @@ class RiskMetrics:
         """
         missing = [key for key in ("event_times", "event_observed", "patient_id") if key not in batch]
         if missing:
-            raise DataError(
-                f"the risk metrics need {', '.join(missing)} in each batch; let the dataset give them"
-            )
+            raise DataError(f"the risk metrics need {', '.join(missing)} in each batch; let the dataset give them")
         return {
             "risk": self.primary_risk(outputs).float(),
             "event_time": batch["event_times"].long(),
@@ -62,11 +61,8 @@ class RiskMetrics:
     def compute(self, rows: Rows) -> dict[str, float]:
         """`c_index`, `c_index_uno`, `auc_year_1` ... `auc_year_5`."""
         if (reason := _unusable(rows)) is not None:
-            names = ["c_index", "c_index_uno", *(f"auc_year_{year + 1}" for year in range(N_YEARS))]
-            return {name: Undefined(reason) for name in names}
-        comparisons = risk_comparisons(
-            rows["event_time"], rows["event_observed"], rows["risk"], self.censoring
-        )
+            return {name: Undefined(reason) for name in self.names}
+        comparisons = risk_comparisons(rows["event_time"], rows["event_observed"], rows["risk"], self.censoring)
         return {name: concordance_value(pairs, len(rows["risk"])) for name, pairs in comparisons.items()}
 
     def details(self, rows: Rows, seed: int) -> dict[str, Any]:
@@ -90,8 +86,7 @@ class RiskMetrics:
             units["exam"] = exam_rows(rows)
             units["patient"] = patient_rows(units["exam"])
         report["units"] = {
-            unit: group_report(unit_rows, self.censoring, self.replicates, seed)
-            for unit, unit_rows in units.items()
+            unit: group_report(unit_rows, self.censoring, self.replicates, seed) for unit, unit_rows in units.items()
         }
         report["strata"] = strata_report(rows, self.censoring, self.replicates, seed, self.cancer_types)
         return report

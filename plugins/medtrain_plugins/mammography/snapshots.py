@@ -62,9 +62,7 @@ def load_backbone(path: str | Path) -> dict[str, Tensor]:
     complete = [prefix for prefix, found in candidates.items() if len(found) == len(expected)]
     if len(complete) > 1:
         names = ", ".join(repr(prefix) for prefix in sorted(complete))
-        raise CheckpointError(
-            f"{path} holds {len(complete)} backbones, under {names}: save the one to load alone"
-        )
+        raise CheckpointError(f"{path} holds {len(complete)} backbones, under {names}: save the one to load alone")
     if not complete:
         found = max(candidates.values(), key=len, default={})
         missing = [key for key in expected if key not in found]
@@ -117,9 +115,7 @@ def _checked(found: dict[str, Tensor], expected: dict[str, Tensor], path: str | 
     ]
     if wrong:
         raise CheckpointError(f"{path} holds tensors of other shapes:\n{first_lines(wrong)}")
-    return {
-        key: found[key].detach().to(tensor.dtype, copy=True).contiguous() for key, tensor in expected.items()
-    }
+    return {key: found[key].detach().to(tensor.dtype, copy=True).contiguous() for key, tensor in expected.items()}
 
 
 def _read(path: str | Path) -> dict[str, Tensor]:
@@ -140,37 +136,28 @@ def _read(path: str | Path) -> dict[str, Tensor]:
 
 
 def _unpickle(content: bytes, path: Path) -> Any:
-    # From memory, not from the file: torch reads a third format, tar archives, from real files only, and that
-    # one is unpacked to disk while it is read.
-    try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ):  # not a plain state dict: whatever the reason, the strict reader below has the last word
-        pass
     if content.startswith(b"PK") and b"constants.pkl" in content:
         raise CheckpointError(f"{path} is a TorchScript program: save a state dict or safetensors instead")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # legacy files carry the source code of their classes and compare it
+    # From memory, not from the file: torch reads a third format, tar archives, from real files only, and that
+    # one is unpacked to disk while it is read.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # legacy files carry the source code of their classes and compare it
+        try:
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except Exception:  # not a plain state dict: whatever the reason, the reader below has the last word
+            pass
+        try:
             return torch.load(
-                io.BytesIO(content),
-                map_location="cpu",
-                weights_only=False,
-                pickle_module=_restricted_pickle(),
+                io.BytesIO(content), map_location="cpu", weights_only=False, pickle_module=_restricted_pickle()
             )
-    except CheckpointError as error:
-        raise CheckpointError(f"{path} was not loaded: {error}") from None
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} is neither safetensors nor a readable PyTorch file: {error}"
-        ) from error
+        except CheckpointError as error:
+            raise CheckpointError(f"{path} was not loaded: {error}") from None
+        except Exception as error:
+            raise CheckpointError(f"{path} is neither safetensors nor a readable PyTorch file: {error}") from error
 
 
 class _Shell:
-    """Stands for any class or function of a snapshot: takes every argument, keeps attributes, does nothing."""
+    """Stands for any class or function of a snapshot: takes all arguments, keeps attributes, does nothing."""
 
     # Asked of every class of a legacy file; True would let torch write source code to disk.
     dump_patches = False
@@ -221,8 +208,6 @@ def _named_tensors(root: Any) -> dict[str, Tensor]:
                 children = value
             else:
                 parts = (vars(value).get(part) for part in ("_parameters", "_buffers", "_modules"))
-                children = {
-                    key: child for part in parts if isinstance(part, dict) for key, child in part.items()
-                }
+                children = {key: child for part in parts if isinstance(part, dict) for key, child in part.items()}
             waiting += [(f"{prefix}{key}.", child) for key, child in children.items()]
     return named

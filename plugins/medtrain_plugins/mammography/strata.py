@@ -1,5 +1,4 @@
-"""Risk metrics with confidence intervals by unit (sample, exam, patient) and by stratum (density, race,
-cancer type).
+"""Risk metrics with confidence intervals by unit (sample, exam, patient) and stratum (density, race, type).
 
 Models score different things (a pair of views, a breast, an exam). To be comparable they are also scored by
 exam (the mean risk of its samples) and by patient (her latest exam).
@@ -120,9 +119,7 @@ def exam_rows(rows: Rows) -> Rows:
     The other columns are those of its sample with the earliest event, or the shortest follow-up where there
     is none.
     """
-    keys = np.array(
-        [f"{patient}\0{exam}" for patient, exam in zip(rows["patient_id"], rows["exam_id"], strict=True)]
-    )
+    keys = np.array([f"{patient}\0{exam}" for patient, exam in zip(rows["patient_id"], rows["exam_id"], strict=True)])
     _, exam_of, sizes = np.unique(keys, return_inverse=True, return_counts=True)
     order = np.lexsort((rows["event_time"], -rows["event_observed"].astype(np.int64), exam_of))
     exams = select(rows, order[np.unique(exam_of[order], return_index=True)[1]])

@@ -1,4 +1,4 @@
-"""Survival metrics of yearly risks: concordance indices, yearly AUCs, and the Kaplan-Meier curves behind them.
+"""Survival metrics of yearly risks: concordance indices, yearly AUCs, and the Kaplan-Meier curves they need.
 
 Every metric here is one kind of number: the share of pairs (a woman who should rank higher, one who should
 rank lower) that the scores put in the right order, pairs weighted, ties counting one half. A metric is
@@ -43,7 +43,7 @@ class KaplanMeier:
 
     @classmethod
     def fit(cls, times: Array, happened: Array, n_years: int = N_YEARS) -> KaplanMeier:
-        """The curve of what `happened` (N,) marks at `times` (N,); the others leave at the end of their year."""
+        """The curve of what `happened` (N,) marks at `times` (N,); the others leave after their year."""
         last = np.bincount(times, minlength=n_years).astype(np.float64)
         at_risk = np.cumsum(last[::-1])[::-1]
         return cls._product(at_risk, np.bincount(times[happened.astype(bool)], minlength=n_years))
@@ -106,9 +106,7 @@ class Comparison:
     ) -> Comparison:
         """From (N,) masks and scores."""
         above, below = np.flatnonzero(higher), np.flatnonzero(lower)
-        return cls(
-            above, below, scores[above], (scores if lower_scores is None else lower_scores)[below], weight
-        )
+        return cls(above, below, scores[above], (scores if lower_scores is None else lower_scores)[below], weight)
 
 
 def concordance(comparisons: Sequence[Comparison], counts: FloatArray) -> FloatArray:
@@ -138,9 +136,7 @@ def concordance_value(comparisons: Sequence[Comparison], n_samples: int) -> floa
     """The share of pairs in the right order among the samples as they are; `Undefined` when there is none."""
     value = float(concordance(comparisons, np.ones((n_samples, 1)))[0])
     if any(math.isinf(comparison.weight) for comparison in comparisons):
-        return Undefined(
-            "the training group was not followed as long as this one: a censoring weight is infinite"
-        )
+        return Undefined("the training group was not followed as long as this one: a censoring weight is infinite")
     return Undefined("no comparable pairs") if math.isnan(value) else value
 
 
@@ -154,9 +150,7 @@ def risk_comparisons(
     (`KaplanMeier.of_censoring(...).survival`).
     """
     times, observed = check_times(event_times, event_observed, risks.shape[1])
-    aucs = {
-        f"auc_year_{year + 1}": [_auc_pairs(times, observed, risks, year)] for year in range(risks.shape[1])
-    }
+    aucs = {f"auc_year_{year + 1}": [_auc_pairs(times, observed, risks, year)] for year in range(risks.shape[1])}
     return {
         "c_index": _pairs_by_later_time(times, observed, risks, risks, censoring),
         "c_index_uno": _uno_pairs(times, observed, risks, censoring),
@@ -211,15 +205,10 @@ def yearly_auc(event_times: Array, event_observed: Array, risks: Array) -> list[
     women lost before are left out.
     """
     times, observed = check_times(event_times, event_observed, risks.shape[1])
-    return [
-        concordance_value([_auc_pairs(times, observed, risks, year)], len(risks))
-        for year in range(risks.shape[1])
-    ]
+    return [concordance_value([_auc_pairs(times, observed, risks, year)], len(risks)) for year in range(risks.shape[1])]
 
 
-def check_times(
-    event_times: Array, event_observed: Array, n_years: int = N_YEARS
-) -> tuple[IntArray, BoolArray]:
+def check_times(event_times: Array, event_observed: Array, n_years: int = N_YEARS) -> tuple[IntArray, BoolArray]:
     """Times as int64 and observed as bool; DataError when a time is outside 0..n_years - 1."""
     times = np.asarray(event_times).astype(np.int64)
     outside = np.flatnonzero((times < 0) | (times >= n_years))

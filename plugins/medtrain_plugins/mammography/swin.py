@@ -29,9 +29,7 @@ def window_reverse(windows: Tensor, window: tuple[int, int], size: tuple[int, in
     return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, h, w, windows.shape[-1])
 
 
-def shift_mask(
-    size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], like: Tensor
-) -> Tensor:
+def shift_mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], like: Tensor) -> Tensor:
     """Attention mask of a cyclically shifted map: 0 within a region, -100 between regions that are no
     neighbours.
 
@@ -144,8 +142,7 @@ class SwinStage(nn.Module):
     def __init__(self, dim: int, depth: int = 4, window: int = 5, head_dim: int = 16) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            SwinBlock(dim, dim // head_dim, window, shift=0 if i % 2 == 0 else window // 2)
-            for i in range(depth)
+            SwinBlock(dim, dim // head_dim, window, shift=0 if i % 2 == 0 else window // 2) for i in range(depth)
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from medtrain.errors import ConfigError, DataError
 from medtrain_plugins.mammography.augmentation import ExamAugmentation
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 LMV_KEYS = ("current_image_cc", "current_image_mlo", "previous_image_cc", "previous_image_mlo")
-NEVER = {"crop_p": 0.0, "affine_p": 0.0, "jitter_p": 0.0, "gamma_p": 0.0, "flip_p": 0.0}
+NEVER: dict[str, Any] = {"crop_p": 0.0, "affine_p": 0.0, "jitter_p": 0.0, "gamma_p": 0.0, "flip_p": 0.0}
 H, W = 61, 47  # odd and uneven: a mixed-up axis or a half pixel shows
 
 
@@ -60,10 +61,14 @@ def test_within_a_batch_only_the_chosen_samples_change() -> None:
 def test_one_draw_serves_prior_current_and_all_views() -> None:
     augmentation = ExamAugmentation(LMV_KEYS)
     image = pictures(16, 1, H, W)
-    batch = {key: image.clone() for key in LMV_KEYS} | {"sample_id": [str(i) for i in range(16)]}
-    after = augmentation(batch, drawn(augmentation, range(16)))
+    batch: dict[str, Any] = {key: image.clone() for key in LMV_KEYS}
+    batch["sample_id"] = [str(i) for i in range(16)]
+    draws = drawn(augmentation, range(16))
+    after = augmentation(batch, draws)
     for key in LMV_KEYS[1:]:
-        assert torch.equal(after[key], after[LMV_KEYS[0]])
+        assert torch.equal(after[key][~draws["gamma"]], after[LMV_KEYS[0]][~draws["gamma"]])
+        # A power rounds differently in and out of the vector unit: the last bit may depend on the place.
+        torch.testing.assert_close(after[key], after[LMV_KEYS[0]], rtol=0, atol=2e-7)
     assert not torch.equal(after[LMV_KEYS[0]], image)
     assert after["sample_id"] is batch["sample_id"] and torch.equal(batch[LMV_KEYS[0]], image)
 
@@ -102,7 +107,7 @@ def test_an_empty_batch_stays_empty() -> None:
 
 
 def test_the_range_stays_zero_to_one() -> None:
-    always = {name: 1.0 for name in NEVER}
+    always = dict.fromkeys(NEVER, 1.0)
     image = torch.rand(64, 1, 24, 20, generator=torch.Generator().manual_seed(0))
     after = applied(image, always | {"gain": (1.0, 2.0)})
     assert after.min() == 0 and after.max() == 1
@@ -214,7 +219,7 @@ def test_draws_have_the_published_proportions_and_ranges() -> None:
         assert abs(used.mean() - (low + high) / 2) < 0.07 * (high - low)
         assert (draws[name][~draws[choice]] == neutral).all()
     # Independent of each other, and of what was or was not chosen.
-    table = torch.stack([draws[name].double() for name in (*wanted, "shift", "brightness", "gain")])
+    table = torch.stack([draws[name].double() for name in (*wanted, "shift", "brightness", "contrast")])
     assert (table.corrcoef() - torch.eye(len(table))).abs().max() < 0.09
 
 
@@ -238,13 +243,15 @@ def test_autocast_does_not_reach_the_images() -> None:
 
 
 def test_no_number_is_read_back_from_the_device() -> None:
-    # Meta tensors have no values: reading one (.item(), bool(), boolean indexing) raises.
     augmentation = ExamAugmentation(["image"])
-    draws = {name: values.to("meta") for name, values in drawn(augmentation, range(3)).items()}
-    image = torch.zeros(3, 2, 1, H, W, device="meta")
-    assert augmentation({"image": image}, draws)["image"].shape == (3, 2, 1, H, W)
-    with pytest.raises(RuntimeError):
-        bool(draws["flip"][0])
+    real = drawn(augmentation, range(3))
+    augmentation({"image": pictures(3, 2, 1, H, W)}, real)  # imports what it needs, outside the mode
+    with FakeTensorMode():  # tensors without values: reading one (.item(), bool(), a mask as index) raises
+        draws = {name: torch.empty(3, dtype=values.dtype) for name, values in real.items()}
+        after = augmentation({"image": torch.empty(3, 2, 1, H, W)}, draws)["image"]
+        with pytest.raises(DataDependentOutputException):
+            bool(draws["flip"][0])
+    assert after.shape == (3, 2, 1, H, W)
 
 
 @pytest.mark.parametrize(
@@ -254,8 +261,8 @@ def test_no_number_is_read_back_from_the_device() -> None:
         (["a.png", "b.png"], "list"),
         (torch.zeros(2, 3, H, W), r"\(2, 3, 61, 47\)"),
         (torch.zeros(1, H, W), r"\(1, 61, 47\)"),
-        (torch.zeros(2, 1, H, W + 1), "one B, H and W"),
-        (torch.zeros(1, 1, H, W), "one B, H and W"),
+        (torch.zeros(2, 1, H, W + 1), r"is \(2, 1, 61, 48\)"),
+        (torch.zeros(1, 1, H, W), r"is \(1, 1, 61, 47\)"),
     ],
 )
 def test_unusable_images_are_named(image: Any, message: str) -> None:

@@ -1,0 +1,1 @@
+"""The command line of medtrain; it talks to the core's public API only."""

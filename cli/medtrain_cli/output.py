@@ -1,0 +1,46 @@
+"""Tables and the console they are printed on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def console(stderr: bool = False) -> Console:
+    """Standard output (or error); as wide as the text when it is not a terminal."""
+    screen = Console(stderr=stderr, highlight=False)
+    return screen if screen.is_terminal else Console(stderr=stderr, highlight=False, width=120)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """A plain table; numbers right-aligned, undefined values as a dash."""
+    made = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        numeric = any(isinstance(row[index], (int, float)) for row in rows)
+        made.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*[cell(value) for value in row])
+    return made
+
+
+def cell(value: Any) -> str:
+    """A value as a table shows it."""
+    if value is None or (isinstance(value, float) and value != value):
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def metrics_table(run: Path, split: int, epoch: int | None) -> Table:
+    """The record of an epoch (default: the last) as train and validation columns."""
+    from medtrain.maps import Maps
+
+    history = Maps.open(run).split(split).history()
+    record: Mapping[str, Any] = next((r for r in history if r["epoch"] == epoch), history[-1] if history else {})
+    names = [key.partition("/")[2] for key in record if "/" in key]
+    rows = [[name, record.get(f"train/{name}"), record.get(f"validation/{name}")] for name in dict.fromkeys(names)]
+    title = f"Epoch {record['epoch'] + 1}" if record else ""
+    return table(title, ["value", "train", "validation"], rows)
