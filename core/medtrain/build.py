@@ -11,11 +11,11 @@ from torch import nn
 
 from medtrain import defaults, determinism
 from medtrain.config import Layers, RunConfig
-from medtrain.data import Loader, Split, make_split
+from medtrain.data import Data, Joined, Loader, Split, make_split, participants_of, sample_ids_of
 from medtrain.defaults import Plan, Schedule, WarmupSchedule
 from medtrain.determinism import StepSeeder
 from medtrain.distributed import World, replicate
-from medtrain.errors import ConfigError, PluginError
+from medtrain.errors import ConfigError, DataError, PluginError
 from medtrain.hookspecs import NONE
 from medtrain.loop import Engine
 from medtrain.metrics import Metric
@@ -41,7 +41,7 @@ def build_model(plugin: str, weights: str | Path | None = None, **options: Any) 
     plugins = Plugins.of([plugin])
     layers = Layers()
     layers.add({"plugins": {plugin: options}, "run": {"plugins": [plugin]}}, "build_model")
-    config = layers.build(plugins.options())
+    config = layers.build(plugins.options()).with_fresh_model()
     determinism.seed_model(config.run.seed)
     model: nn.Module = unwrap(_required(plugins, "build_model", config=config))
     if weights is not None:
@@ -64,6 +64,20 @@ def load_weights(model: nn.Module, path: Path) -> None:
     load_state(model, state, str(path))
 
 
+def weights_file(where: str, key: str) -> Path:
+    """The weights a configuration key names: a file, or a run directory's best (else last) model."""
+    from medtrain import checkpoint
+    from medtrain.maps import Maps
+
+    path = Path(where)
+    if path.is_dir():
+        split = Maps.open(path).split(0)
+        return (split.best() or split.checkpoint("last")) / checkpoint.MODEL
+    if not path.is_file():
+        raise ConfigError(f"{key}: there is no file {where!r}")
+    return path
+
+
 def load_state(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
     """Load a state dict; what does not fit becomes one readable error."""
     try:
@@ -80,6 +94,33 @@ def build_split(config: RunConfig, plugins: Plugins, world: World) -> Split:
     if data is None or data is NONE:
         raise PluginError(f"none of the plugins {', '.join(plugins.names)} has data (hook build_data)")
     return make_split(data, config.run.seed, config.data.validation_fraction, config.data.test_fraction)
+
+
+def evaluation_groups(
+    config: RunConfig,
+    plugins: Plugins,
+    world: World,
+    given: Data | None,
+    recorded: dict[str, Any],
+    new: bool,
+) -> Split:
+    """The groups of a finished run's data, as recorded; of new data, the groups there are and `all` of them."""
+    if not new:
+        split = build_split(config, plugins, world)
+        for name, dataset in split.groups.items():
+            if list(map(str, sample_ids_of(dataset))) != recorded["groups"].get(name, {}).get("samples"):
+                raise DataError(f"group {name!r} is not the one this run was made with: its samples have changed")
+        return Split(split.groups, split.collate, recorded["about"])
+    data = given if given is not None else plugins.ask("build_data", config=config)
+    groups = data.groups() or {"whole": data.whole}
+    groups["all"] = Joined(list(groups.values()))
+    fitted = {p for name in ("train", "validation") for p in recorded["groups"].get(name, {}).get("participants", [])}
+    if known := sorted(fitted & set(map(str, participants_of(groups["all"]) or []))):
+        raise DataError(
+            f"{len(known)} participants of these data were used to fit this model, for example {known[0]!r}; "
+            "leave them out"
+        )
+    return Split(groups, data.collate, recorded["about"])
 
 
 def build_metrics(config: RunConfig, plugins: Plugins, split: Split) -> list[Metric]:
@@ -128,17 +169,40 @@ def build_engine(
     return engine
 
 
+def build_evaluator(config: RunConfig, plugins: Plugins, world: World, metrics: list[Metric]) -> Engine:
+    """What an evaluation needs of an engine: model, loss and metrics, nothing that trains."""
+    plain, loss = build_network(config, plugins, world)
+    return Engine(
+        model=plain,
+        plain=plain,
+        loss=loss,
+        optimizer=None,
+        schedule=None,
+        world=world,
+        seeder=StepSeeder(config.run.seed, world.rank, world.device),
+        metrics=metrics,
+        amp=choose_amp(config, world),
+        memory_format=_memory_format(config, plain),
+    )
+
+
 def build_network(config: RunConfig, plugins: Plugins, world: World) -> tuple[nn.Module, Any]:
     """The model on the device and its loss."""
-    determinism.seed_model(config.run.seed)
-    model = _required(plugins, "build_model", config=config)
-    model = model.to(world.device)
-    if (memory_format := _memory_format(config, model)) is not None:
-        model = model.to(memory_format=memory_format)
+    model = build_module(config, plugins, world)
     loss = _required(plugins, "build_loss", config=config, model=unwrap(model))
     if isinstance(loss, nn.Module):
         loss = loss.to(world.device)
     return model, loss
+
+
+def build_module(config: RunConfig, plugins: Plugins, world: World) -> nn.Module:
+    """The model on the device, its fresh weights a function of the seed."""
+    determinism.seed_model(config.run.seed)
+    model: nn.Module = _required(plugins, "build_model", config=config)
+    model = model.to(world.device)
+    if (memory_format := _memory_format(config, model)) is not None:
+        model = model.to(memory_format=memory_format)
+    return model
 
 
 def make_loader(config: RunConfig, split: Split, group: str, engine: Engine) -> Loader:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import tomli
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from medtrain.errors import ConfigError, first_lines, nearest
 
@@ -129,6 +129,18 @@ class RunConfig(SectionModel):
     early_stopping: EarlyStoppingSection = Field(default_factory=EarlyStoppingSection)  # type: ignore[arg-type]
     computational: ComputationalSection = Field(default_factory=ComputationalSection)  # type: ignore[arg-type]
     plugins: dict[str, Any] = Field({}, description="options by plugin")
+    _fresh: bool = PrivateAttr(default=False)
+
+    @property
+    def fresh(self) -> bool:
+        """True when weights follow from elsewhere (resume, eval) or none are wanted: no pretrained part is needed."""
+        return self._fresh
+
+    def with_fresh_model(self) -> RunConfig:
+        """The same configuration for building a model that needs no pretrained parts."""
+        config = self.model_copy()
+        config._fresh = True
+        return config
 
     def options(self, plugin: str) -> Any:
         """The validated options of a plugin."""

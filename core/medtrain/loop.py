@@ -103,7 +103,7 @@ class Engine:
     model: nn.Module
     plain: nn.Module
     loss: Callable[..., Any]
-    optimizer: torch.optim.Optimizer
+    optimizer: Any
     schedule: Any
     world: World
     seeder: StepSeeder

@@ -13,7 +13,7 @@ from medtrain import build, checkpoint, distributed, maps
 from medtrain.build import Monitor
 from medtrain.config import Layers, OptimizationSection, RunConfig, read_toml
 from medtrain.data import Data, Split, make_split
-from medtrain.errors import CheckpointError, DataError, PluginError
+from medtrain.errors import CheckpointError, DataError, PluginError, UsageError
 from medtrain.fit import LAST, Fit, evaluate, restore_from
 from medtrain.hookspecs import hookimpl
 from medtrain.loop import Engine
@@ -71,6 +71,7 @@ class Trainer:
         if optimization is not None:
             config = config.model_copy(update={"optimization": optimization})
         self.config = config
+        self.run: Run | None = None
         self.path = Path(maps) if maps is not None else None
 
     @classmethod
@@ -124,6 +125,7 @@ class Trainer:
         world = distributed.join(self.config.computational.device)
         folder = self._opened().split(split_idx)
         source = self._find_checkpoint(folder, str(checkpoint))
+        self.config = self.config.with_fresh_model()
         parts = self._assemble(world, split)
         return self._fit(folder, parts, source)
 
@@ -134,20 +136,33 @@ class Trainer:
         split_idx: int = 0,
         checkpoint: str | Path | None = None,
         split: Data | None = None,
+        table: Path | None = None,
+        images: Path | None = None,
         details: bool = True,
-    ) -> tuple[Evaluation, Run]:
-        """Evaluate a checkpoint (default: the best, else the last) on a group.
+    ) -> Evaluation:
+        """Evaluate a checkpoint (default: the best, else the last) on a group of the run's data, or on new data.
 
-        details: also what metrics add when asked for more (confidence intervals, strata).
+        split, table, images: new data; group "all" is all of them. New data may not hold participants the model was
+        fitted on; the run's own must still have the recorded members. details: also what metrics add when asked for
+        more (confidence intervals, strata).
         """
         world = distributed.join(self.config.computational.device)
         folder = self._opened().split(split_idx)
-        run, engine, data, _ = self._assemble(world, split)
-        if group not in data.groups:
-            raise DataError(f"there is no group {group!r} in these data; groups: {', '.join(data.groups)}")
+        recorded = folder.membership()
+        config = self.config.with_fresh_model()
+        new = split is not None or table is not None or images is not None
+        if table is not None or images is not None:
+            changes = {"table": table or config.data.table, "images": images}
+            config = config.model_copy(update={"data": config.data.model_copy(update=changes)})
+        groups = build.evaluation_groups(config, self.plugins, world, split, recorded, new)
+        if group not in groups.groups:
+            raise DataError(f"there is no group {group!r} in these data; groups: {', '.join(groups.groups)}")
+        metrics = build.build_metrics(config, self.plugins, groups)
+        engine = build.build_evaluator(config, self.plugins, world, metrics)
+        run = Run(config, unwrap(engine.plain), world.device, folder, groups.as_data(), loss=engine.loss)
+        run.is_main_process, run.split = world.is_main, split_idx
         self._load(folder, engine, run, checkpoint)
-        run.maps = folder
-        loader = build.make_loader(self.config, data, group, engine)
+        loader = build.make_loader(config, groups, group, engine)
         run.evaluation = result = evaluate(run, engine, self.plugins, loader, group)
         if details and world.is_main:
             for metric in engine.metrics:
@@ -155,14 +170,27 @@ class Trainer:
                     result.details |= metric.details(result.rows, self.config.run.seed)
         for hook in self.plugins.lifecycle("on_evaluate_end"):
             hook(run)
-        return result, run
+        self.run = run
+        return result
+
+    def report(self, out: Path | None = None) -> Path:
+        """Write the last evaluation (metrics, predictions, plots, HTML report); returns the folder."""
+        if self.run is None or self.run.evaluation is None or self.run.maps is None:
+            raise UsageError("nothing has been evaluated yet: call evaluate first")
+        from medtrain.report import write_evaluation
+
+        folder = out or self.run.maps.evaluation(self.run.evaluation.group)
+        sections = [section for answer in self.plugins.each("report_sections", run=self.run) for section in answer]
+        write_evaluation(folder, self.run, sections)
+        return folder
 
     def predict(self, sample: Any, *, split_idx: int = 0, checkpoint: str | Path | None = None) -> Any:
         """A table of predictions for what the plugin understands as input (a folder, a file)."""
         world = distributed.join(self.config.computational.device)
         folder = self._opened().split(split_idx)
-        model, _ = build.build_network(self.config, self.plugins, world)
-        run = Run(self.config, unwrap(model), world.device, folder, split=split_idx)
+        config = self.config.with_fresh_model()
+        model = unwrap(build.build_module(config, self.plugins, world))
+        run = Run(config, model, world.device, folder, split=split_idx)
         path = self._evaluated_checkpoint(folder, checkpoint)
         build.load_state(run.model, checkpoint_weights(path), str(path))
         run.model.eval()
@@ -262,7 +290,7 @@ class Trainer:
         saved, problems = checkpoint.read_newest(path)
         for problem in problems:
             folder.log(f"damaged checkpoint passed over: {problem}")
-        build.load_state(unwrap(engine.for_evaluation()), saved.model, str(path))
+        build.load_state(unwrap(engine.plain), saved.model, str(path))
         run.checkpoint, run.step, run.epoch = path, saved.facts["step"], saved.facts["epoch"]
 
     def _plugin_rows(self) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Subset
+from torch.utils.data import ConcatDataset, Subset
 
 from medtrain import determinism
 from medtrain.data.contract import GROUPS, Data, Dataset, participants_of, sample_ids_of
@@ -25,6 +25,18 @@ class Part(Subset[Any]):
         self.deterministic = bool(getattr(dataset, "deterministic", False))
         participants = participants_of(dataset)
         self.participants = None if participants is None else [participants[i] for i in indices]
+
+
+class Joined(ConcatDataset[Any]):
+    """Several datasets as one, with their names and participants."""
+
+    def __init__(self, datasets: Sequence[Any]) -> None:
+        super().__init__(datasets)
+        self.sample_ids = [str(sample) for dataset in datasets for sample in sample_ids_of(dataset)]
+        self.deterministic = all(getattr(dataset, "deterministic", False) for dataset in datasets)
+        owners = [participants_of(dataset) for dataset in datasets]
+        known = all(part is not None for part in owners)
+        self.participants = [owner for part in owners for owner in part or ()] if known else None
 
 
 @dataclass

@@ -108,19 +108,18 @@ class ExamAugmentation:
     def __call__(self, batch: dict[str, Any], draws: dict[str, torch.Tensor]) -> dict[str, Any]:
         """A new batch with new images; `batch` and its other entries are left alone.
 
-        `draws`: those of `draw`, stacked to (B,). Raises DataError naming the key whose images are unusable.
+        `draws`: those of `draw`, stacked to (B,), on the images' device. Raises DataError naming the key whose
+        images are unusable.
         """
         images = [self._images(batch, key) for key in self.image_keys]
-        device, size = images[0].device, images[0].shape[-2:]
-        draws = {name: values.to(device) for name, values in draws.items()}
+        size = images[0].shape[-2:]
         changed = [torch.empty_like(image) for image in images]
-        with torch.autocast(device.type, enabled=False):
-            for i in range(len(images[0])):
-                draw = {name: values[i] for name, values in draws.items()}
-                parts = [image[i].reshape(-1, *size) for image in images]
-                exam = _retouch(self._resample(torch.cat(parts), draw), draw)
-                for new, part in zip(changed, torch.split_with_sizes(exam, [*map(len, parts)]), strict=True):
-                    new[i] = part.view(new.shape[1:])
+        for i in range(len(images[0])):
+            draw = {name: values[i] for name, values in draws.items()}
+            parts = [image[i].reshape(-1, *size) for image in images]
+            exam = _retouch(self._resample(torch.cat(parts), draw), draw)
+            for new, part in zip(changed, torch.split_with_sizes(exam, [*map(len, parts)]), strict=True):
+                new[i] = part.view(new.shape[1:])
         return batch | dict(zip(self.image_keys, changed, strict=True))
 
     def _images(self, batch: dict[str, Any], key: str) -> torch.Tensor:
@@ -179,13 +178,13 @@ def _retouch(exam: torch.Tensor, draw: dict[str, torch.Tensor]) -> torch.Tensor:
         adjust_gamma,
     )
 
-    # Factor 1 changes no bit of a value in [0, 1], so the random order needs no branch: contrast, brightness,
-    # contrast, with one contrast being 1.
+    # What was not chosen has the factor or exponent 1 and changes nothing; so the random order needs no branch
+    # either: contrast, brightness, contrast, with one contrast being 1.
     before = torch.where(draw["contrast_first"], draw["contrast"], 1.0)
     after = torch.where(draw["contrast_first"], 1.0, draw["contrast"])
     toned = exam.clamp(0, 1)[:, None]
     toned = adjust_contrast_with_mean_subtraction(toned, before)
     toned = adjust_brightness_accumulative(toned, draw["brightness"])
     toned = adjust_contrast_with_mean_subtraction(toned, after)
-    toned = torch.where(draw["gamma"], adjust_gamma(toned, draw["exponent"], draw["gain"]), toned)
+    toned = adjust_gamma(toned, draw["exponent"], draw["gain"])
     return torch.where(draw["jitter"] | draw["gamma"], toned[:, 0], exam)

@@ -202,11 +202,12 @@ def _read_text(table: Path) -> pd.DataFrame:
     except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
         raise DataError(f"{table}: not a readable CSV table ({error})") from error
     raw.index += 2
-    raw = raw.fillna("").apply(lambda column: column.str.strip())
-    raw = raw[(raw != "").any(axis=1)]
-    if raw.empty:
+    for column in raw.columns:
+        raw[column] = raw[column].fillna("").str.strip()
+    filled = raw.loc[(raw != "").any(axis=1)]
+    if filled.empty:
         raise DataError(f"{table}: the table has no rows")
-    return raw
+    return filled
 
 
 def _read_rows(
@@ -269,8 +270,8 @@ def _match(rows: pd.DataFrame, files: pd.DataFrame, key: list[str], table: str, 
     """
     keyed = rows.dropna(subset=key)
     places = table + ":" + keyed["line"].astype(str)
-    images = keyed[key].merge(files.groupby(key).size().rename("images").reset_index(), on=key, how="left")
-    images = images["images"].fillna(0).set_axis(keyed.index)
+    counted = keyed[key].merge(files.groupby(key).size().rename("images").reset_index(), on=key, how="left")
+    images = counted["images"].fillna(0).set_axis(keyed.index)
 
     values = [name for name in keyed.columns if name not in {"line", "bad"}]
     differs = keyed.duplicated(key, keep=False) & ~keyed.duplicated(values, keep=False)

@@ -74,6 +74,11 @@ class PairDataset:
         if len(self.paths) * height * width * np.dtype(np.uint16).itemsize <= cache_bytes:
             self._cache = {}
 
+    @property
+    def outcomes(self) -> dict[str, list[int]]:
+        """`event_times` and `event_observed`, one per sample."""
+        return {name: self._tensors[name].tolist() for name in ("event_times", "event_observed")}
+
     def __len__(self) -> int:
         return len(self.sample_ids)
 

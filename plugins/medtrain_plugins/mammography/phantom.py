@@ -94,9 +94,8 @@ class Mass:
 def grid(size: tuple[int, int]) -> tuple[Image, Image]:
     """Row (H, 1) and column (1, W) of pixel centres, as fractions of the height."""
     height, width = size
-    rows = (np.arange(height, dtype=np.float32)[:, None] + 0.5) / height
-    columns = (np.arange(width, dtype=np.float32)[None, :] + 0.5) / height
-    return rows, columns
+    rows, columns = ((np.arange(length) + 0.5) / height for length in (height, width))
+    return rows[:, None].astype(np.float32), columns[None, :].astype(np.float32)
 
 
 def texture(rng: np.random.Generator, size: tuple[int, int], slope: float, low: float = 1.0) -> Image:

@@ -97,9 +97,206 @@ def roc_figure(rows: Rows, metrics: dict[str, Any]) -> Figure:
 
 def roc_curve(case_scores: Array, free_scores: Array) -> tuple[Array, Array]:
     """False- and true-positive rates at every threshold, from (0, 0) to (1, 1)."""
-    thresholds = np.unique(np.concatenate([case_scores, free_scores]))
-    rates = [
+    thresholds = np.unique(np.concatenate([case_scores, free_scores]))[::-1]
+    false_rate, true_rate = (
         1 - np.searchsorted(np.sort(scores), thresholds, side="left") / len(scores)
         for scores in (free_scores, case_scores)
-    ]
-    return np.append(rates[0][::-1], 1.0)[_from_zero(len(thresholds))], _prepend(rates[1][::-1])
+    )
+    return np.insert(false_rate, 0, 0.0), np.insert(true_rate, 0, 0.0)
+
+
+def calibration_figure(rows: Rows) -> Figure:
+    """Predicted against observed incidence of every year, in quantiles of that year's risk."""
+    risk = rows["risk"]
+    times, observed = check_times(rows["event_time"], rows["event_observed"], risk.shape[1])
+    figure = Figure(figsize=(2.6 * risk.shape[1] + 0.4, 3.2), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, risk.shape[1]))
+    for year, axes in enumerate(panels):
+        points = []
+        for group in _quantiles(risk[:, year], most=5):
+            curve = KaplanMeier.fit(times[group], observed[group], risk.shape[1])
+            low, high = curve.interval()
+            points.append(
+                (risk[group, year].mean(), 1 - curve.survival[year], 1 - high[year], 1 - low[year])
+            )
+        predicted, seen, lower, upper = np.array(points, dtype=float).T
+        bars = np.nan_to_num(np.stack([seen - lower, upper - seen]), nan=0.0)
+        top = 1.08 * max(0.02, predicted.max(), np.nanmax(np.append(upper, seen)))
+        axes.plot([0, top], [0, top], color=GREY, linewidth=1, linestyle=(0, (4, 3)))
+        style = {"fmt": "o-", "color": YEAR_COLOURS[-2], "ecolor": "#9db8d3", "markersize": 5, "linewidth": 1.3}
+        axes.errorbar(predicted, seen, yerr=bars, capsize=2, elinewidth=1.3, **style)
+        axes.set(xlim=(0, top), ylim=(0, top), aspect="equal", title=f"Year {year + 1}", xlabel="Predicted")
+        axes.locator_params(nbins=4)
+        _tidy(axes)
+    panels[0].set_ylabel("Observed (Kaplan-Meier)")
+    return figure
+
+
+def incidence_figure(rows: Rows) -> Figure:
+    """Cumulative incidence (one minus Kaplan-Meier) in groups of the last year's risk, with the numbers at risk."""
+    risk = rows["risk"][:, -1]
+    n_years = rows["risk"].shape[1]
+    times, observed = check_times(rows["event_time"], rows["event_observed"], n_years)
+    groups = _quantiles(risk, most=4)
+    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    axes = figure.subplots()
+    years = np.arange(n_years + 1)
+    at_risk = []
+    for group, name, colour in zip(groups, GROUP_NAMES[len(groups)], GROUP_COLOURS[len(groups)], strict=True):
+        curve = KaplanMeier.fit(times[group], observed[group], n_years)
+        incidence = np.insert(1 - curve.survival, 0, 0.0)
+        low, high = (np.insert(np.nan_to_num(1 - limit, nan=0.0), 0, 0.0) for limit in curve.interval())
+        axes.step(years, incidence, where="post", color=colour, linewidth=2, label=f"{name} (n = {len(group)})")
+        axes.fill_between(years, high, low, step="post", color=colour, alpha=0.13, linewidth=0)
+        at_risk.append([f"{number:.0f}" for number in curve.at_risk])
+    axes.set(xlim=(0, n_years), xticks=years, title=f"Cancer by group of {n_years}-year risk")
+    axes.set_ylim(bottom=0)
+    axes.set(xlabel="Years since the exam", ylabel="Cumulative incidence")
+    axes.legend(loc="upper left", title="Predicted risk", fontsize=9, title_fontsize=9)
+    table = axes.table(
+        cellText=at_risk,
+        rowLabels=list(GROUP_NAMES[len(groups)]),
+        rowColours=["white"] * len(groups),
+        loc="bottom",
+        cellLoc="center",
+        edges="open",
+        bbox=(0, -0.2 - 0.065 * len(groups), 1, 0.065 * len(groups)),
+    )
+    table.auto_set_font_size(False)
+    table.set_fontsize(8.5)
+    for (row, column), cell in table.get_celld().items():
+        cell.get_text().set_color(GROUP_COLOURS[len(groups)][row] if column < 0 else "#374151")
+    _tidy(axes)
+    return figure
+
+
+def distribution_figure(rows: Rows) -> Figure:
+    """Predicted risk of the last year, of cases and of the others."""
+    risk = rows["risk"][:, -1]
+    observed = rows["event_observed"].astype(bool)
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    bins = np.linspace(risk.min(), max(risk.max(), risk.min() + 1e-3), 31)
+    for mask, colour, name in ((~observed, CONTROL, "no cancer seen"), (observed, CASE, "cancer")):
+        if mask.any():
+            share = np.full(mask.sum(), 1 / mask.sum())
+            label = f"{name} (n = {mask.sum()}, median {np.median(risk[mask]):.3f})"
+            axes.hist(risk[mask], bins, weights=share, color=colour, alpha=0.45, label=label)
+            axes.hist(risk[mask], bins, weights=share, color=colour, histtype="step", linewidth=1.4)
+            axes.axvline(np.median(risk[mask]), color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
+    n_years = rows["risk"].shape[1]
+    axes.set(title=f"Predicted {n_years}-year risk", xlabel="Risk", ylabel="Share of samples")
+    axes.margins(y=0.22)
+    axes.legend(loc="upper right", fontsize=9)
+    _tidy(axes)
+    return figure
+
+
+def strata_figure(strata: dict[str, dict[str, Any]], overall: dict[str, Any]) -> Figure:
+    """The C-index of every scored stratum with its limits, against that of all samples."""
+    lines: list[tuple[str, dict[str, Any] | None, str]] = []
+    for column, groups in strata.items():
+        lines.append((STRATUM_TITLES[column], None, ""))
+        for name, group in groups.items():
+            score = group["metrics"].get("c_index", {"value": None})
+            lines.append(("   " + " ".join(name.split()), score, f"{group['n']} / {group['events']}"))
+    figure = Figure(figsize=(8.2, 1.3 + 0.27 * len(lines)), layout="constrained")
+    axes = figure.subplots()
+    all_samples = overall.get("c_index", {"value": None})
+    if all_samples["value"] is not None:
+        axes.axvline(all_samples["value"], color=CONTROL, linewidth=1.2, label=f"all: {all_samples['value']:.2f}")
+        if all_samples["low"] is not None:
+            axes.axvspan(all_samples["low"], all_samples["high"], color=CONTROL, alpha=0.1, linewidth=0)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
+    axes.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
+    beside = axes.get_yaxis_transform()
+    for position, (_, score, counts) in enumerate(lines):
+        if score is None:
+            continue
+        axes.text(1.02, position, counts, transform=beside, va="center", fontsize=8.5, color="#374151")
+        value = score["value"]
+        text = "not scored" if value is None else f"{value:.2f}{_limits(score)}"
+        axes.text(1.17, position, text, transform=beside, va="center", fontsize=8.5, color="#374151")
+        if value is not None:
+            axes.plot(value, position, "o", color=YEAR_COLOURS[-2], markersize=6)
+            if score["low"] is not None:
+                axes.plot([score["low"], score["high"]], [position] * 2, color=YEAR_COLOURS[-2], linewidth=1.8)
+    axes.text(1.02, -1, "n / cancers", transform=beside, va="center", fontsize=8.5, color=GREY)
+    axes.text(1.17, -1, "C-index (95%)", transform=beside, va="center", fontsize=8.5, color=GREY)
+    axes.set_yticks(range(len(lines)), [name for name, _, _ in lines], fontsize=9)
+    for label, (_, score, _) in zip(axes.get_yticklabels(), lines, strict=True):
+        label.set_fontweight("bold" if score is None else "normal")
+        label.set_horizontalalignment("right")
+    axes.set(ylim=(len(lines) - 0.4, -0.6), xlabel="C-index")
+    axes.tick_params(axis="y", length=0)
+    _tidy(axes)
+    return figure
+
+
+def _unit_tables(evaluation: Evaluation) -> dict[str, pd.DataFrame]:
+    """The values of every unit with their limits; without details, those of the evaluation."""
+    if units := evaluation.details.get("units"):
+        return {"By unit (value and 95% limits)": _report_table(units)}
+    import pandas as pd
+
+    names = [name for name in ("c_index", "c_index_uno") if name in evaluation.metrics]
+    names += [name for name in evaluation.metrics if name.startswith("auc_year_")]
+    values = {_title(name): [f"{evaluation.metrics[name]:.3f}"] for name in names}
+    return {"All samples": pd.DataFrame(values, index=["sample"])}
+
+
+def _report_table(reports: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """One line for each `group_report`: counts, then every metric with its limits."""
+    import pandas as pd
+
+    names = list(dict.fromkeys(name for report in reports.values() for name in report["metrics"]))
+    lines = []
+    for report in reports.values():
+        line: dict[str, Any] = {"n": report["n"], "patients": report["patients"], "cancers": report["events"]}
+        for name in names:
+            score = report["metrics"].get(name)
+            line[_title(name)] = "" if score is None or score["value"] is None else _with_limits(score)
+        reasons = {score["reason"] for score in report["metrics"].values() if score["reason"]}
+        line["note"] = report["reason"] or "; ".join(sorted(reasons))
+        lines.append(line)
+    return pd.DataFrame(lines, index=[" ".join(name.split()) for name in reports])
+
+
+def _title(metric: str) -> str:
+    return METRIC_TITLES.get(metric) or metric.replace("auc_year_", "AUC year ")
+
+
+def _with_limits(score: dict[str, Any]) -> str:
+    return f"{score['value']:.3f}{_limits(score, digits=3)}"
+
+
+def _limits(score: dict[str, Any] | None, digits: int = 2) -> str:
+    if score is None or score["low"] is None:
+        return ""
+    return f" ({score['low']:.{digits}f} to {score['high']:.{digits}f})"
+
+
+def _quantiles(risk: Array, most: int) -> list[Array]:
+    """Indices of equally large groups of ascending risk: at most `most`, of `MIN_GROUP` samples or more.
+
+    Samples of equal risk stay together, so that a group never depends on the order of the rows.
+    """
+    wanted = max(1, min(most, len(risk) // MIN_GROUP))
+    limits = np.quantile(risk, np.arange(1, wanted) / wanted)
+    group_of = np.searchsorted(limits, risk, side="left")
+    return [np.flatnonzero(group_of == group) for group in np.unique(group_of)]
+
+
+def _square() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.subplots()
+    _tidy(axes)
+    return figure, axes
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    if (legend := axes.get_legend()) is not None:
+        legend.get_frame().set(linewidth=0, alpha=0.85)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -188,9 +187,7 @@ def _draw_woman(
     )
 
 
-def _write_woman(
-    woman: Woman, settings: Settings, folder: Path
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _write_woman(woman: Woman, settings: Settings, folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Writes her images; returns their rows of the table, and of the truth about the masses."""
     size = settings.image_size
     rng = np.random.default_rng(woman.seed)

@@ -10,6 +10,7 @@ import os
 import pickle
 import sys
 import types
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -237,7 +238,9 @@ def test_damaged_and_missing_files(expected, tmp_path):
 
 
 def test_torchscript_is_refused(tmp_path):
-    torch.jit.save(torch.jit.script(nn.Linear(1, 1)), tmp_path / "program.pt")
+    with zipfile.ZipFile(tmp_path / "program.pt", "w") as archive:
+        archive.writestr("program/data.pkl", pickle.dumps({}))
+        archive.writestr("program/constants.pkl", pickle.dumps(()))
     with pytest.raises(CheckpointError, match="TorchScript"):
         load_backbone(tmp_path / "program.pt")
 

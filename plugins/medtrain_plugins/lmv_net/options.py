@@ -1,0 +1,28 @@
+"""Options of the plugin `lmv_net`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from medtrain_plugins.mammography.options import CohortOptions
+
+
+class LMVNetOptions(CohortOptions):
+    """`[plugins.lmv_net]`."""
+
+    registration: str = Field(
+        "", description="weights of MammoRegNet (a file or a run directory); 'none' leaves the prior exam unaligned"
+    )
+    compat: Literal["fixed", "reference"] = Field("fixed", description="reference: the published feature warp")
+    num_blocks: int = Field(1, ge=1, description="dual-stream attention blocks")
+    num_heads: int = Field(4, ge=1, description="attention heads")
+    dropout: float = Field(0.3, ge=0, lt=1)
+    drop_path: float = Field(0.2, ge=0, lt=1, description="stochastic depth")
+    ffn_ratio: int = Field(2, ge=1, description="hidden width of the feed-forward network, in feature widths")
+    align_prior: bool = Field(False, description="aligned prior features in the fusion, not only in the difference")
+    finetune_encoder: bool = Field(True, description="false freezes the image encoder")
+    input_norm: Literal["auto", "none", "mirai"] = Field(
+        "auto", description="auto: mirai when the encoder starts from Mirai weights"
+    )

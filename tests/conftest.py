@@ -1,0 +1,85 @@
+"""What every test may use: the toy plugin by name, the command line as a subprocess, a cache of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TOY = Path(__file__).parent / "toyplugin"
+
+
+def pytest_configure() -> None:
+    if str(TOY) not in sys.path:
+        sys.path.insert(0, str(TOY))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDTRAIN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+class CommandLine:
+    """`medtrain` in a subprocess, in a folder of its own, with further folders on its path."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.paths = [str(TOY)]
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def start(self, *arguments: Any, python: tuple[str, ...] = ("-m", "medtrain"), **env: str) -> Any:
+        """A running process; it is killed with its children when the test ends."""
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+        variables["PYTHONPATH"] = os.pathsep.join([*self.paths, os.environ.get("PYTHONPATH", "")])
+        process = subprocess.Popen(
+            [sys.executable, *python, *map(str, arguments)],
+            cwd=self.folder,
+            env=variables,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def __call__(self, *arguments: Any, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run to the end and require the exit code."""
+        process = self.start(*arguments, **env)
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == code, f"exit code {process.returncode}, not {code}\n{output}\n{errors}"
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+@pytest.fixture
+def medtrain(tmp_path: Path) -> Iterator[CommandLine]:
+    """`medtrain("runs", "list", code=2)` runs the real command line with the toy plugin installed."""
+    command_line = CommandLine(tmp_path)
+    yield command_line
+    command_line.close()
+
+
+@pytest.fixture
+def wait_for() -> Callable[[Callable[[], Any]], None]:
+    """Wait until something holds, at most a minute."""
+
+    def wait(condition: Callable[[], Any]) -> None:
+        end = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < end, "it did not happen within a minute"
+            time.sleep(0.02)
+
+    return wait
