@@ -291,6 +291,8 @@ def _explain(item: Any, model: type[BaseModel]) -> str:
 
 def _fields_at(model: type[BaseModel], loc: Sequence[Any]) -> list[str]:
     for part in loc:
+        if isinstance(part, int):  # the place in a list of tables, whose model is known already
+            continue
         described = model.model_fields.get(part) if isinstance(part, str) else None
         inner = described.annotation if described else None
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):

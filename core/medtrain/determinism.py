@@ -17,8 +17,9 @@ _MASK = (1 << 64) - 1
 
 def derive(seed: int, *parts: int) -> int:
     """A 63-bit seed from a seed and the coordinates of its use (splitmix64 finaliser, chained)."""
-    state = seed & _MASK
-    for part in parts:
+    state = 0
+    # The seed is mixed like every part: xor alone would let seed 0, part 1 and seed 1, part 0 share a stream.
+    for part in (seed, *parts):
         state = (state ^ (part & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
         state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
         state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _MASK

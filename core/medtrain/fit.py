@@ -23,6 +23,7 @@ from medtrain.run import Run
 from medtrain.signals import Signals
 
 LAST = "last"
+STATUS_SECONDS = 1.0
 
 
 class Fit:
@@ -45,6 +46,7 @@ class Fit:
         self.saved_at: tuple[int, int] | None = None
         self.digest = split.digest()
         self.signals = Signals()
+        self._status_at = 0.0
         self.loader = self._train_loader()
         self.validation: Loader | None = None
         if "validation" in split.groups and self.config.optimization.evaluation_interval:
@@ -156,7 +158,9 @@ class Fit:
         due = settings.last_every_n_epochs and run.epoch % settings.last_every_n_epochs == 0
         if names or done or due:
             self._save(LAST, *names)
-        self._status("running")
+        # For whoever watches; a run of very short epochs does not write it at each.
+        if time.monotonic() - self._status_at > STATUS_SECONDS:
+            self._status("running")
 
     def _epoch_names(self, is_best: bool) -> list[str]:
         """The names besides `last` under which the epoch that just ended is kept."""
@@ -294,6 +298,7 @@ class Fit:
         """Ask `build_data` again (the plugin has its reasons: a curriculum, larger patches)."""
         self.run.rebuild_requested = False
         self.split = build.build_split(self.config, self.plugins, self.world)
+        self.run.data = self.split.as_data()
         self.loader = self._train_loader()
         if self.validation is not None:
             self.validation = build.make_loader(self.config, self.split, "validation", self.engine)
@@ -327,6 +332,7 @@ class Fit:
         }
 
     def _status(self, status: str, **facts: Any) -> None:
+        self._status_at = time.monotonic()
         if self.world.is_main:
             run = self.run
             self.folder.write_status(

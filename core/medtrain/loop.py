@@ -21,7 +21,7 @@ from medtrain.distributed import World
 from medtrain.errors import ConfigError, DivergedError
 from medtrain.losses import Term, Terms, as_terms
 from medtrain.metrics import Evaluation, Metric, RowCollector, compute_all, merge_rows
-from medtrain.model import evaluation_mode, move_batch
+from medtrain.model import evaluation_mode, move_batch, training_mode
 from medtrain.run import Run
 
 CHECK_EVERY = 50  # steps between two looks at whether the loss is finite (each look waits for the device)
@@ -152,7 +152,7 @@ def train_epoch(
     after_step: called with the number of steps the epoch has done (step checkpoints). stop: whether to leave;
     processes agree on it. Raises StopSignal, DivergedError.
     """
-    engine.model.train()
+    training_mode(engine.model)
     several = engine.world.size > 1
     items = loader.epoch(run.epoch, first_step * engine.accumulation_steps)
     done = first_step

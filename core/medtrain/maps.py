@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from medtrain import __version__
 from medtrain.errors import UsageError
@@ -98,6 +98,7 @@ class SplitFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._streams: dict[str, TextIO] = {}
 
     @property
     def number(self) -> int:
@@ -112,7 +113,11 @@ class SplitFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UsageError(f"{self.path}: another process is training this split") from None
-            yield
+            try:
+                yield
+            finally:
+                while self._streams:
+                    self._streams.popitem()[1].close()
 
     def write_membership(self, membership: dict[str, Any], digest: str, about: dict[str, Any]) -> None:
         write_json(self.path / "split.json", {"sha256": digest, "about": about, "groups": membership})
@@ -134,10 +139,17 @@ class SplitFolder:
         return status
 
     def append_history(self, record: dict[str, Any]) -> None:
-        _append_line(self.path / "history.jsonl", record)
+        self._append("history.jsonl", record)
 
     def append_timing(self, record: dict[str, Any]) -> None:
-        _append_line(self.path / "timing.jsonl", record)
+        self._append("timing.jsonl", record)
+
+    def _append(self, name: str, record: dict[str, Any]) -> None:
+        # Opened once: opening a file costs as much as several steps of a small model.
+        if name not in self._streams:
+            self._streams[name] = (self.path / name).open("a", encoding="utf-8")
+        self._streams[name].write(_line(record))
+        self._streams[name].flush()
 
     def history(self) -> list[dict[str, Any]]:
         """One record per finished epoch; undefined values are None."""
@@ -265,11 +277,6 @@ def write_text(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.new")
     aside.write_text(text, encoding="utf-8")
     aside.replace(path)
-
-
-def _append_line(path: Path, record: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(_line(record))
 
 
 def _line(record: dict[str, Any]) -> str:

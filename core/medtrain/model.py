@@ -35,6 +35,15 @@ def unwrap(model: nn.Module) -> nn.Module:
     return unwrap(model.module) if isinstance(model, TensorModel) else model
 
 
+def training_mode(model: nn.Module) -> None:
+    """Train mode, except for parts that are frozen whole: their statistics and dropout rest too."""
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode, then back to what it was."""

@@ -63,11 +63,13 @@ def discover() -> list[Found]:
     for point in sorted(_points(), key=lambda p: (p.name, p.value)):
         distribution = point.dist.name if point.dist else "?"
         version = point.dist.version if point.dist else "?"
-        source = _source(point.module)
-        summary, kind = _describe(source, point.attr)
+        module, attribute = _target(point)
+        source = _source(module)
+        summary, kind = _describe(source, attribute)
         row = Found(point.name, point.value, distribution, version, kind, summary)
         if source is None:
-            row.status, row.error = "broken", f"module {point.module} is not there"
+            row.status = "broken"
+            row.error = f"module {module} is not there" if module else _no_target(point.value)
         elif cached := probes.get(_probe_key(row)):
             row.status, row.error = cached["status"], cached["error"]
         rows.append(row)
@@ -210,7 +212,7 @@ CORE_DEFAULTS = {
 
 def presets(plugin: str) -> dict[str, Path]:
     """Presets of a plugin by name: TOML files in the folder `presets` beside its module; nothing is imported."""
-    sources = [_source(point.module) for point in _points() if point.name == plugin]
+    sources = [_source(_target(point)[0]) for point in _points() if point.name == plugin]
     folders = [source.parent / "presets" for source in sources if source is not None]
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
 
@@ -229,7 +231,8 @@ def find_preset(plugins: Sequence[str], preset: str) -> list[Path]:
 
 def docstring(point: EntryPoint) -> str:
     """First line of the docstring behind an entry point, read from its source."""
-    return _describe(_source(point.module), point.attr)[0]
+    module, attribute = _target(point)
+    return _describe(_source(module), attribute)[0]
 
 
 def commands() -> dict[str, EntryPoint]:
@@ -256,10 +259,21 @@ def _manager() -> pluggy.PluginManager:
     return manager
 
 
+def _target(point: EntryPoint) -> tuple[str, str]:
+    """Module and attribute of an entry point; both empty when its text is no import path."""
+    return (point.module, point.attr) if point.pattern.match(point.value) else ("", "")
+
+
+def _no_target(value: str) -> str:
+    return f"{value!r} is not an import path such as package.module:name"
+
+
 def _load(name: str, point: EntryPoint) -> Loaded:
+    if not _target(point)[0]:
+        raise PluginError(f"plugin {name!r}: {_no_target(point.value)}")
     try:
         plugin = point.load()
-    except Exception as error:  # whatever a stranger's module raises becomes one row or one message
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises becomes one row or one message
         raise PluginError(f"plugin {name!r} ({point.value}) cannot be imported: {_one_line(error)}") from error
     return check(name, plugin() if isinstance(plugin, type) else plugin)
 
@@ -295,7 +309,7 @@ def _describe(source: Path | None, attribute: str) -> tuple[str, str]:
     """First docstring line and kind of the object `attribute` (or the module itself) in a source file."""
     try:
         tree: Any = ast.parse(source.read_text(encoding="utf-8")) if source else None
-    except (OSError, SyntaxError, UnicodeDecodeError):
+    except (OSError, SyntaxError, ValueError):  # ValueError: not UTF-8, or with null bytes
         return "", "?"
     if tree is None:
         return "", "?"

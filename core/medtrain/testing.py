@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import inspect
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from medtrain import plugins
-from medtrain.config import Layers
-from medtrain.data import Data
-from medtrain.errors import MedtrainError
-from medtrain.hookspecs import LIFECYCLE, NONE, hookimpl
-from medtrain.metrics import BatchMetric
-from medtrain.model import TensorModel
-from medtrain.plugins import Plugins
+from medtrain import build, checkpoint, distributed, plugins
+from medtrain.config import Layers, RunConfig, read_toml
+from medtrain.defaults import Schedule
+from medtrain.errors import ConfigError, MedtrainError
+from medtrain.hookspecs import hookimpl
+from medtrain.loop import Engine, combine, evaluate_group, prepare
+from medtrain.losses import Terms, as_terms
+from medtrain.maps import Maps, SplitFolder
+from medtrain.run import Run
+from medtrain.toy import ToyTask, ToyVolumes
+from medtrain.trainer import Trainer
+
+__all__ = ["Finding", "ToyTask", "ToyVolumes", "assert_conforms", "check_plugin"]
 
 
 @dataclass(frozen=True)
@@ -27,114 +39,31 @@ class Finding:
     detail: str = ""
 
 
-class ToyVolumes:
-    """Small 3-D volumes with a bright cube whose strength is the label; two volumes per participant.
-
-    Samples: `image` float32 (1, size, size, size), `label` float32 (1,), `sample_id`, `participant_id`.
-    """
-
-    deterministic = True
-
-    def __init__(self, count: int = 24, size: int = 8, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.labels = (torch.arange(count) // 2 % 2).float()
-        self.images = torch.randn(count, 1, size, size, size, generator=generator)
-        quarter = size // 4
-        inner = slice(quarter, size - quarter)
-        self.images[:, :, inner, inner, inner] += self.labels.view(-1, 1, 1, 1, 1)
-        self.sample_ids = [f"volume-{i:03d}" for i in range(count)]
-        self.participants = [f"sub-{i // 2:03d}" for i in range(count)]
-        self.strata = [int(label) for label in self.labels]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {
-            "image": self.images[index],
-            "label": self.labels[index].view(1),
-            "sample_id": self.sample_ids[index],
-            "participant_id": self.participants[index],
-        }
-
-
-class ToyTask:
-    """A complete task in a few lines: a small 3-D network on `ToyVolumes`. The floor under a plugin that lacks one."""
-
-    def __init__(self, count: int = 24) -> None:
-        self.count = count
-
-    @hookimpl
-    def build_data(self) -> Data:
-        return Data(whole=ToyVolumes(self.count))
-
-    @hookimpl
-    def build_model(self) -> nn.Module:
-        layers = [nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(2), nn.Flatten(), nn.Linear(32, 1)]
-        return TensorModel(nn.Sequential(*layers))
-
-    @hookimpl
-    def build_loss(self) -> Any:
-        return lambda outputs, batch: nn.functional.binary_cross_entropy_with_logits(outputs["logits"], batch["label"])
-
-    @hookimpl
-    def build_metrics(self) -> list[Any]:
-        return [BatchMetric("accuracy", _accuracy, "logits", "label")]
-
-
 def check_plugin(plugin: str | Any, *, train: bool = True) -> list[Finding]:
-    """Check a plugin (a name, or an object with hooks) the way medtrain will use it.
+    """Check a plugin (a name, or an object with hooks) the way medtrain will use it; the first fault is the last.
 
-    Hooks and their arguments; options that can be built from nothing; and, with `train`, two epochs on CPU in a
-    temporary folder, evaluation and resume included, the toy task standing in for what the plugin does not build.
-    A plugin with data of its own must have a preset `demo` to be trained here.
+    Its hooks, docstring and options; with `train` also its parts on one batch, and two epochs on the CPU that are
+    resumed from the middle of the second, after which weights, state and history must be the same. The toy task
+    stands in for what a plugin without data does not build. A plugin with data is trained when it builds model and
+    loss too, on its preset `demo` if it has one.
     """
-    findings: list[Finding] = []
-    try:
-        loaded = plugins.load(plugin) if isinstance(plugin, str) else plugins.check(type(plugin).__name__, plugin)
-    except MedtrainError as error:
-        return [Finding("can be loaded, hooks and arguments are known", False, str(error))]
-    findings.append(Finding("can be loaded, hooks and arguments are known", True))
-    try:
-        model = loaded.options()
-        layers = Layers()
-        layers.add({"run": {"plugins": [loaded.name]}}, "check")
-        layers.build({loaded.name: model})
-        findings.append(Finding("options can be built from their defaults", True))
-    except MedtrainError as error:
-        findings.append(Finding("options can be built from their defaults", False, str(error)))
-    for hook, function in loaded.hooks.items():
-        documented = bool((getattr(function, "__doc__", "") or "").strip()) or hook in LIFECYCLE
-        findings.append(Finding(f"{hook} can be called", callable(function), "" if documented else "no docstring"))
-    if train and all(finding.ok for finding in findings) and "build_data" not in loaded.hooks:
-        findings.append(_trains(loaded))
-    return findings
-
-
-def _trains(loaded: plugins.Loaded) -> Finding:
-    import tempfile
-    from pathlib import Path
-
-    from medtrain.trainer import Trainer
-
-    what = "trains two epochs, resumes and evaluates"
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            layers = Layers()
-            layers.add({"run": {"plugins": [loaded.name]}, "computational": {"device": "cpu"}}, "check")
-            layers.add({"optimization": {"num_epochs": 2}}, "check")
-            toy = plugins.check("toy", ToyTask())
-            config = layers.build({loaded.name: loaded.options()})
-            run = Path(folder) / "run"
-            trainer = Trainer(run, plugins=[toy, loaded], config=config)
-            result = trainer.train()
-            if result.epochs != 2:
-                return Finding(what, False, f"it stopped after {result.epochs} epochs")
-            trainer.resume()
-            trainer.evaluate("validation")
-    except Exception as error:  # whatever the plugin does wrong is the finding
-        return Finding(what, False, f"{type(error).__name__}: {error}")
-    return Finding(what, True)
+    checks = _Checklist()
+    with suppress(_Stop):
+        with checks.item("hooks are known and take known arguments"):
+            loaded = _load(plugin)
+        with checks.item("a docstring says what it is"):
+            if not (inspect.getdoc(loaded.plugin) or "").strip():
+                raise _Fault("there is none; its first line is the summary in `medtrain plugins list`")
+        with checks.item("options have defaults and descriptions, unknown ones are refused"):
+            _check_options(loaded)
+        owns_data = "build_data" in loaded.hooks
+        if train and (not owns_data or {"build_model", "build_loss"} <= loaded.hooks.keys()):
+            floor = [] if owns_data else ["medtrain.testing:ToyTask"]
+            with tempfile.TemporaryDirectory() as folder:
+                config = _check_parts([*floor, loaded], loaded, checks)
+                again = _load(plugin)  # a plugin that is a class comes back without its state, as after a crash
+                _check_run([*floor, loaded], [*floor, again], config, Path(folder) / "run", checks)
+    return checks.findings
 
 
 def assert_conforms(plugin: str | Any) -> None:
@@ -143,8 +72,168 @@ def assert_conforms(plugin: str | Any) -> None:
     assert not failed, "; ".join(failed)
 
 
-def _accuracy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return ((logits > 0) == (labels > 0.5)).float().mean()
+class _Fault(Exception):
+    """What is wrong, in words."""
 
 
-__all__ = ["NONE", "Finding", "Plugins", "ToyTask", "ToyVolumes", "assert_conforms", "check_plugin"]
+class _Stop(Exception):
+    """Something failed, and what follows would only fail with it."""
+
+
+@dataclass
+class _Checklist:
+    findings: list[Finding] = field(default_factory=list)
+
+    @contextmanager
+    def item(self, what: str) -> Iterator[None]:
+        """One finding; it failed when the block raises. Raises _Stop then."""
+        try:
+            yield
+        except Exception as error:  # a stranger's code may raise anything
+            in_words = isinstance(error, (_Fault, MedtrainError))
+            self.findings.append(Finding(what, False, str(error) if in_words else f"{type(error).__name__}: {error}"))
+            raise _Stop from error
+        self.findings.append(Finding(what, True))
+
+
+def _load(plugin: str | Any) -> plugins.Loaded:
+    return plugins.load(plugin) if isinstance(plugin, str) else plugins.check(type(plugin).__name__, plugin)
+
+
+def _check_options(loaded: plugins.Loaded) -> None:
+    model = loaded.options()
+    if model is None:
+        return
+    Layers().build({loaded.name: model})
+    if bare := [name for name, option in model.model_fields.items() if not option.description]:
+        raise _Fault(f"no description: {', '.join(bare)}; `medtrain plugins info` shows it")
+    try:
+        Layers({"plugins": {loaded.name: {"no_such_option": 1}}}).build({loaded.name: model})
+    except ConfigError:
+        return
+    raise _Fault("a misspelt option would be ignored; derive the options from medtrain.config.SectionModel")
+
+
+def _check_parts(chosen: list[Any], loaded: plugins.Loaded, checks: _Checklist) -> RunConfig:
+    """Everything a run consists of, on one batch; returns the configuration of the run to come."""
+    with checks.item("data, model, loss, optimizer, schedule and metrics can be built"):
+        layers = Layers()
+        if demo := plugins.presets(loaded.name).get("demo"):
+            layers.add(read_toml(demo)[1], "preset demo")
+        layers.add({"computational": {"device": "cpu"}, "optimization": {"num_epochs": 2}}, "check")
+        config = layers.build({loaded.name: loaded.options()})
+        run, engine, split, monitor = Trainer(plugins=chosen, config=config)._assemble(distributed.join("cpu"), None)
+        _check_schedule(engine.schedule)
+    batch = prepare(engine, next(build.make_loader(config, split, "train", engine).epoch()))
+    with checks.item("model(batch) returns a dict"):
+        outputs = _outputs(engine, batch)
+    with checks.item("loss(outputs, batch) gives finite scalar terms"):
+        terms = _terms(engine, outputs, batch)
+    with checks.item("gradients are finite and reach every trainable parameter"):
+        combine(terms, None, engine.world).backward()  # type: ignore[no-untyped-call]
+        _check_gradients(engine, config.computational.find_unused_parameters)
+    if "validation" in split.groups and "evaluate" not in loaded.hooks:
+        with checks.item("metrics return the values they name"):
+            loader = build.make_loader(config, split, "validation", engine)
+            rows = evaluate_group(run, engine, loader, "validation").rows
+            for metric in engine.metrics:
+                if set(values := metric.compute(rows)) != set(metric.names):
+                    raise _Fault(f"{type(metric).__name__} names {list(metric.names)} but returns {list(values)}")
+    steps = build.make_plan(config, engine, split, monitor).steps_per_epoch
+    config.checkpoint.every_n_steps = steps + steps // 2
+    return config
+
+
+def _check_schedule(schedule: Any) -> None:
+    needed = ["after_step", "after_epoch", "state_dict", "load_state_dict"]
+    if isinstance(schedule, Schedule):
+        schedule, needed = schedule.scheduler, ["step", "state_dict", "load_state_dict"]
+    if missing := [name for name in needed if not callable(getattr(schedule, name, None))]:
+        raise _Fault(
+            f"build_scheduler answers {type(schedule).__name__}, which has no {', '.join(missing)}; "
+            "return a torch scheduler or a medtrain.Schedule"
+        )
+
+
+def _outputs(engine: Engine, batch: dict[str, Any]) -> Mapping[str, Any]:
+    engine.seeder(0)
+    try:
+        outputs = engine.model.train()(batch)
+    except KeyError as error:
+        raise _Fault(f"it asks for {error}; the batch has {', '.join(batch)}") from None
+    if not isinstance(outputs, Mapping):
+        raise _Fault(f"it returns {type(outputs).__name__}; medtrain.TensorModel adapts a plain network")
+    return outputs
+
+
+def _terms(engine: Engine, outputs: Mapping[str, Any], batch: dict[str, Any]) -> Terms:
+    result = engine.loss(outputs, batch)
+    try:
+        terms = as_terms(result, len(batch["sample_id"]), engine.world.device)
+    except (TypeError, ValueError):
+        raise _Fault("it returns neither a scalar tensor, nor a (sum, weight) pair, nor a dict of them") from None
+    for name, (total, weight, _) in terms.items():
+        if total.dim() or weight.dim():
+            shapes = f"{tuple(total.shape)} and {tuple(weight.shape)}"
+            raise _Fault(f"term {name!r}: sum and weight have shapes {shapes}, both must be scalars")
+        if not total.isfinite() or not 0 <= float(weight) < math.inf:
+            raise _Fault(f"term {name!r}: the sum is {float(total)}, the weight {float(weight)}")
+    if weigh := getattr(engine.loss, "weights", None):
+        announced = {name: float(weight) for name, weight in weigh(batch).items()}
+        real = {name: float(term.weight) for name, term in terms.items()}
+        if announced.keys() != real.keys() or not all(math.isclose(announced[k], real[k], rel_tol=1e-5) for k in real):
+            raise _Fault(f"weights(batch) announces {announced}, the loss has {real}")
+    return terms
+
+
+def _check_gradients(engine: Engine, may_be_unused: bool) -> None:
+    gradients = {name: p.grad for name, p in engine.plain.named_parameters() if p.requires_grad}
+    wild = [name for name, gradient in gradients.items() if gradient is not None and not gradient.isfinite().all()]
+    unused = [name for name, gradient in gradients.items() if gradient is None]
+    if wild:
+        raise _Fault(f"not finite: {', '.join(wild[:5])}")
+    if len(unused) == len(gradients) or (unused and not may_be_unused):
+        raise _Fault(f"none at {', '.join(unused[:5])}; freeze it, or set computational.find_unused_parameters")
+
+
+def _check_run(chosen: list[Any], again: list[Any], config: RunConfig, path: Path, checks: _Checklist) -> None:
+    """Two epochs, and the same from the middle of the second on."""
+    rates = _Rates()
+    with checks.item("two epochs train, with sane learning rates, and can be evaluated"):
+        trainer = Trainer(path, plugins=chosen, callbacks=[rates], config=config)
+        if (epochs := trainer.train().epochs) != 2:
+            raise _Fault(f"the run ended after epoch {epochs}")
+        if not any(rates.seen) or not all(0 <= rate < math.inf for rate in rates.seen):
+            raise _Fault(f"the learning rates are {rates.seen[:8]}")
+        folder = Maps.open(path).split(0)
+        trainer.evaluate("validation" if folder.membership()["groups"].get("validation") else "train")
+    with checks.item("a resumed run ends with the same weights, state and history"):
+        before = _outcome(folder)
+        Trainer(path, plugins=again, config=config).resume(0, f"step-{config.checkpoint.every_n_steps:08d}")
+        after = _outcome(folder)
+        if changed := [name for name in before if before[name] != after[name]]:
+            raise _Fault(f"not the same: {', '.join(changed)}; keep what decides in state_dict and load_state_dict")
+
+
+class _Rates:
+    """Keeps the learning rates a run goes through."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    @hookimpl
+    def on_step_end(self, run: Run) -> None:
+        assert run.optimizer is not None
+        self.seen += [float(group["lr"]) for group in run.optimizer.param_groups]
+
+
+def _outcome(folder: SplitFolder) -> dict[str, Any]:
+    """What a finished run left, part by part; tensors by their checksum."""
+    last = folder.checkpoint("last")
+    state = json.loads((last / checkpoint.STATE).read_text(encoding="utf-8"))
+    weights = {
+        name: hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().tobytes()).digest()
+        for name, tensor in checkpoint.load_model_file(last / checkpoint.MODEL).items()
+    }
+    tensors = {"weights": weights, "tensors of the state": checkpoint.read_manifest(last)["sha256"][checkpoint.TENSORS]}
+    return tensors | {f"state of {name}": value for name, value in state.items()} | {"history": folder.history()}

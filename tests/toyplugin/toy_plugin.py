@@ -5,8 +5,11 @@ It lies on the tests' path as an installed distribution does, so that subprocess
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,7 @@ class Options(BaseModel):
     wait: float = 0.0
     nan_from: int = -1
     undefined: bool = False
+    witness: str = ""
 
 
 class Vectors:
@@ -45,7 +49,7 @@ class Vectors:
         weights = torch.linspace(-1, 1, 12).view(4, 3)
         self.targets = (self.features @ weights + 0.3 * torch.randn(count, 3, generator=generator) > 0).float()
         self.masks = (torch.rand(count, 3, generator=generator) > 0.4).float()
-        self.masks[::5] = 0.0
+        self.masks[4::5] = 0.0
 
     def __len__(self) -> int:
         return len(self.features)
@@ -72,7 +76,8 @@ class MaskedLoss:
         return {"risk": batch["mask"].sum(), "size": batch["mask"][:, 0].sum()}
 
     def __call__(self, outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
-        logits, weights = outputs["logits"].float(), self.weights(batch)
+        logits, weights = outputs["logits"], self.weights(batch)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         entropy = nn.functional.binary_cross_entropy_with_logits(logits, batch["target"], reduction="none")
         size = 0.1 * (logits[:, 0] ** 2 * batch["mask"][:, 0]).sum()
         return {"risk": ((entropy * batch["mask"]).sum(), weights["risk"]), "size": (size, weights["size"])}
@@ -171,6 +176,23 @@ def predict(run: Run, sample: Any) -> Any:
 
 @hookimpl
 def on_step_end(run: Run) -> None:
-    """Waits, so that a test can interrupt the run from outside."""
-    if wait := _options(run.config).wait:
-        time.sleep(wait)
+    """Waits, so that a test can interrupt the run from outside, and notes the learning rate of this process."""
+    settings = _options(run.config)
+    time.sleep(settings.wait)
+    if settings.witness and run.optimizer is not None:
+        with _witness(settings, "rates").open("a") as file:
+            file.write(f"{run.optimizer.param_groups[0]['lr']!r}\n")
+
+
+@hookimpl
+def on_run_end(run: Run) -> None:
+    """Writes what this process ended with."""
+    settings = _options(run.config)
+    if settings.witness:
+        weights = {name: value.tolist() for name, value in run.model.state_dict().items()}
+        facts = {"weights": weights, "epoch": run.epoch, "step": run.step, "metrics": run.metrics}
+        _witness(settings, "end").write_text(json.dumps(facts))
+
+
+def _witness(settings: Options, what: str) -> Path:
+    return Path(settings.witness) / f"{what}-{os.environ.get('RANK', '0')}"

@@ -354,8 +354,7 @@ def _cohort(matched: pd.DataFrame, layout: Layout, table: Path) -> Cohort:
     leaked = [f"patient {patient}: {' and '.join(names)}" for patient, names in groups.items() if len(names) > 1]
     if leaked:
         raise DataError(
-            f"{table}: {len(leaked)} patients are in more than one group; a patient may be in one only\n"
-            + first_lines(leaked)
+            f"{table}: a patient may be in one group only; in several: {len(leaked)}\n" + first_lines(leaked)
         )
     shown = ["image_path", "file_name", "patient_id", "exam_id", "exam_date", "exam_year", "laterality", "view"]
     shown += [*LABELS, "density", "cancer_type", "race", "group"]
@@ -375,4 +374,5 @@ def _facts(cohort: Cohort) -> dict[str, Any]:
         }
 
     groups = {name: count(cohort.group(name).table) for name in cohort.groups}
-    return {"layout": cohort.layout, **count(cohort.table), "groups": groups}
+    repeats = int(cohort.table.duplicated(["exam_id", "laterality", "view"]).sum())
+    return {"layout": cohort.layout, **count(cohort.table), "repeated_views": repeats, "groups": groups}

@@ -26,8 +26,10 @@ GROUP_NAMES = {1: ("all",), 2: ("lower half", "upper half"), 3: ("low", "middle"
 GROUP_NAMES |= {4: ("lowest quarter", "second", "third", "highest quarter")}
 GROUP_COLOURS = {1: (GREY,), 2: (CONTROL, CASE), 3: (CONTROL, "#e0a030", CASE)}
 GROUP_COLOURS |= {4: (CONTROL, "#59a89c", "#e0a030", CASE)}
-METRIC_TITLES = {"c_index": "C-index", "c_index_uno": "Uno's C"}
+METRIC_TITLES: dict[str, str] = {"c_index": "C-index", "c_index_uno": "Uno's C"}
 STRATUM_TITLES = {"density": "Breast density", "race": "Race", "cancer_type": "Cancer type (against all controls)"}
+
+LABEL: dict[str, Any] = {"va": "center", "fontsize": 8.5, "color": "#374151"}
 
 # A point of a calibration plot or a curve of a survival plot stands for at least so many samples.
 MIN_GROUP = 10
@@ -56,11 +58,12 @@ def risk_sections(evaluation: Evaluation) -> list[Section]:
         Section(
             "Calibration and follow-up",
             text="Observed incidences are Kaplan-Meier estimates, so women lost to follow-up count as long as they "
-            "were seen; bars and bands are 95% limits. Groups are quantiles of the predicted risk.",
+            "were seen; bars and bands are 95% limits that take samples as independent. Groups are quantiles of the "
+            "predicted risk.",
             figures={"risk_calibration": calibration_figure(rows), "risk_groups": incidence_figure(rows)},
         ),
     ]
-    if strata := details.get("strata"):
+    if strata := {name: groups for name, groups in details.get("strata", {}).items() if groups}:
         sections.append(
             Section(
                 "Strata",
@@ -110,15 +113,13 @@ def calibration_figure(rows: Rows) -> Figure:
     risk = rows["risk"]
     times, observed = check_times(rows["event_time"], rows["event_observed"], risk.shape[1])
     figure = Figure(figsize=(2.6 * risk.shape[1] + 0.4, 3.2), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, risk.shape[1]))
+    panels = figure.subplots(1, risk.shape[1], squeeze=False)[0]
     for year, axes in enumerate(panels):
         points = []
         for group in _quantiles(risk[:, year], most=5):
             curve = KaplanMeier.fit(times[group], observed[group], risk.shape[1])
             low, high = curve.interval()
-            points.append(
-                (risk[group, year].mean(), 1 - curve.survival[year], 1 - high[year], 1 - low[year])
-            )
+            points.append((risk[group, year].mean(), 1 - curve.survival[year], 1 - high[year], 1 - low[year]))
         predicted, seen, lower, upper = np.array(points, dtype=float).T
         bars = np.nan_to_num(np.stack([seen - lower, upper - seen]), nan=0.0)
         top = 1.08 * max(0.02, predicted.max(), np.nanmax(np.append(upper, seen)))
@@ -138,34 +139,29 @@ def incidence_figure(rows: Rows) -> Figure:
     n_years = rows["risk"].shape[1]
     times, observed = check_times(rows["event_time"], rows["event_observed"], n_years)
     groups = _quantiles(risk, most=4)
-    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
-    axes = figure.subplots()
+    names, colours = GROUP_NAMES[len(groups)], GROUP_COLOURS[len(groups)]
+    figure = Figure(figsize=(6.4, 4 + 0.25 * len(groups)), layout="constrained")
+    axes, numbers = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 0.25 * (len(groups) + 1)])
     years = np.arange(n_years + 1)
-    at_risk = []
-    for group, name, colour in zip(groups, GROUP_NAMES[len(groups)], GROUP_COLOURS[len(groups)], strict=True):
+    for line, (group, name, colour) in enumerate(zip(groups, names, colours, strict=True)):
         curve = KaplanMeier.fit(times[group], observed[group], n_years)
         incidence = np.insert(1 - curve.survival, 0, 0.0)
         low, high = (np.insert(np.nan_to_num(1 - limit, nan=0.0), 0, 0.0) for limit in curve.interval())
-        axes.step(years, incidence, where="post", color=colour, linewidth=2, label=f"{name} (n = {len(group)})")
-        axes.fill_between(years, high, low, step="post", color=colour, alpha=0.13, linewidth=0)
-        at_risk.append([f"{number:.0f}" for number in curve.at_risk])
-    axes.set(xlim=(0, n_years), xticks=years, title=f"Cancer by group of {n_years}-year risk")
+        axes.plot(years, incidence, "o-", color=colour, linewidth=2, markersize=4, label=f"{name} (n = {len(group)})")
+        axes.fill_between(years, high, low, color=colour, alpha=0.12, linewidth=0)
+        numbers.text(
+            -0.03, line, name, transform=numbers.get_yaxis_transform(), **LABEL | {"ha": "right", "color": colour}
+        )
+        for year, number in enumerate(curve.at_risk):
+            numbers.text(year, line, f"{number:.0f}", **LABEL | {"ha": "center"})
+    axes.set(title=f"Cancer by group of {n_years}-year risk", ylabel="Cumulative incidence")
     axes.set_ylim(bottom=0)
-    axes.set(xlabel="Years since the exam", ylabel="Cumulative incidence")
     axes.legend(loc="upper left", title="Predicted risk", fontsize=9, title_fontsize=9)
-    table = axes.table(
-        cellText=at_risk,
-        rowLabels=list(GROUP_NAMES[len(groups)]),
-        rowColours=["white"] * len(groups),
-        loc="bottom",
-        cellLoc="center",
-        edges="open",
-        bbox=(0, -0.2 - 0.065 * len(groups), 1, 0.065 * len(groups)),
-    )
-    table.auto_set_font_size(False)
-    table.set_fontsize(8.5)
-    for (row, column), cell in table.get_celld().items():
-        cell.get_text().set_color(GROUP_COLOURS[len(groups)][row] if column < 0 else "#374151")
+    axes.tick_params(axis="x", labelbottom=True)
+    axes.set(xlim=(-0.12, n_years + 0.12), xticks=years, xlabel="Years since the exam")
+    numbers.set(ylim=(len(groups) - 0.5, -1.5))
+    numbers.text(0, -1, "At risk", **LABEL | {"ha": "center", "color": GREY})
+    numbers.set_axis_off()
     _tidy(axes)
     return figure
 
@@ -176,7 +172,7 @@ def distribution_figure(rows: Rows) -> Figure:
     observed = rows["event_observed"].astype(bool)
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
-    bins = np.linspace(risk.min(), max(risk.max(), risk.min() + 1e-3), 31)
+    bins = np.linspace(risk.min(), max(risk.max(), risk.min() + 1e-3), 31).tolist()
     for mask, colour, name in ((~observed, CONTROL, "no cancer seen"), (observed, CASE, "cancer")):
         if mask.any():
             share = np.full(mask.sum(), 1 / mask.sum())
@@ -199,36 +195,36 @@ def strata_figure(strata: dict[str, dict[str, Any]], overall: dict[str, Any]) ->
         lines.append((STRATUM_TITLES[column], None, ""))
         for name, group in groups.items():
             score = group["metrics"].get("c_index", {"value": None})
-            lines.append(("   " + " ".join(name.split()), score, f"{group['n']} / {group['events']}"))
-    figure = Figure(figsize=(8.2, 1.3 + 0.27 * len(lines)), layout="constrained")
-    axes = figure.subplots()
-    all_samples = overall.get("c_index", {"value": None})
-    if all_samples["value"] is not None:
-        axes.axvline(all_samples["value"], color=CONTROL, linewidth=1.2, label=f"all: {all_samples['value']:.2f}")
-        if all_samples["low"] is not None:
-            axes.axvspan(all_samples["low"], all_samples["high"], color=CONTROL, alpha=0.1, linewidth=0)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
+            lines.append((" ".join(name.split()), score, f"{group['n']} / {group['events']}"))
+    figure = Figure(figsize=(9, 1.3 + 0.27 * len(lines)), layout="constrained")
+    axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=[2.2, 1])
+    whole = overall.get("c_index", {"value": None, "low": None})
+    if whole["value"] is not None:
+        label = f"all samples: {whole['value']:.2f}{_limits(whole)}"
+        axes.axvline(whole["value"], color=CONTROL, linewidth=1.2, label=label)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, fontsize=9)
+    if whole["low"] is not None:
+        axes.axvspan(whole["low"], whole["high"], color=CONTROL, alpha=0.1, linewidth=0)
     axes.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
-    beside = axes.get_yaxis_transform()
+    beside.text(0, -1, "n / cancers", **LABEL | {"color": GREY})
+    beside.text(0.42, -1, "C-index (95% limits)", **LABEL | {"color": GREY})
     for position, (_, score, counts) in enumerate(lines):
         if score is None:
             continue
-        axes.text(1.02, position, counts, transform=beside, va="center", fontsize=8.5, color="#374151")
         value = score["value"]
-        text = "not scored" if value is None else f"{value:.2f}{_limits(score)}"
-        axes.text(1.17, position, text, transform=beside, va="center", fontsize=8.5, color="#374151")
+        beside.text(0, position, counts, **LABEL)
+        beside.text(0.42, position, "not scored" if value is None else f"{value:.2f}{_limits(score)}", **LABEL)
         if value is not None:
             axes.plot(value, position, "o", color=YEAR_COLOURS[-2], markersize=6)
             if score["low"] is not None:
                 axes.plot([score["low"], score["high"]], [position] * 2, color=YEAR_COLOURS[-2], linewidth=1.8)
-    axes.text(1.02, -1, "n / cancers", transform=beside, va="center", fontsize=8.5, color=GREY)
-    axes.text(1.17, -1, "C-index (95%)", transform=beside, va="center", fontsize=8.5, color=GREY)
     axes.set_yticks(range(len(lines)), [name for name, _, _ in lines], fontsize=9)
-    for label, (_, score, _) in zip(axes.get_yticklabels(), lines, strict=True):
-        label.set_fontweight("bold" if score is None else "normal")
-        label.set_horizontalalignment("right")
-    axes.set(ylim=(len(lines) - 0.4, -0.6), xlabel="C-index")
+    for label_text, (_, score, _) in zip(axes.get_yticklabels(), lines, strict=True):
+        label_text.set_fontweight("bold" if score is None else "normal")
+    axes.set(ylim=(len(lines) - 0.4, -1.5), xlabel="C-index")
     axes.tick_params(axis="y", length=0)
+    beside.set(xlim=(0, 1))
+    beside.set_axis_off()
     _tidy(axes)
     return figure
 
@@ -239,7 +235,7 @@ def _unit_tables(evaluation: Evaluation) -> dict[str, pd.DataFrame]:
         return {"By unit (value and 95% limits)": _report_table(units)}
     import pandas as pd
 
-    names = [name for name in ("c_index", "c_index_uno") if name in evaluation.metrics]
+    names = [name for name in METRIC_TITLES if name in evaluation.metrics]
     names += [name for name in evaluation.metrics if name.startswith("auc_year_")]
     values = {_title(name): [f"{evaluation.metrics[name]:.3f}"] for name in names}
     return {"All samples": pd.DataFrame(values, index=["sample"])}
@@ -256,8 +252,8 @@ def _report_table(reports: dict[str, dict[str, Any]]) -> pd.DataFrame:
         for name in names:
             score = report["metrics"].get(name)
             line[_title(name)] = "" if score is None or score["value"] is None else _with_limits(score)
-        reasons = {score["reason"] for score in report["metrics"].values() if score["reason"]}
-        line["note"] = report["reason"] or "; ".join(sorted(reasons))
+        reasons = [f"{_title(name)}: {score['reason']}" for name, score in report["metrics"].items() if score["reason"]]
+        line["note"] = report["reason"] or "; ".join(reasons)
         lines.append(line)
     return pd.DataFrame(lines, index=[" ".join(name.split()) for name in reports])
 

@@ -22,8 +22,7 @@ from torch import Tensor
 # What a snapshot may name, and what we make of it. Shells (see `_Shell`) are inert whatever they stand for;
 # the list is short all the same, so that a file that asks for more is refused instead of half understood.
 _SHELL_PACKAGES = ("onconet.", "torch.nn.", "numpy.", "argparse.")
-_SHELLS = {("numpy", "ndarray"), ("numpy", "dtype"), ("builtins", "set"), ("__builtin__", "set")}
-_SHELLS |= {("argparse", "Namespace"), ("_codecs", "encode")}
+_SHELLS = {("builtins", "set"), ("__builtin__", "set"), ("_codecs", "encode")}
 _REAL = {
     ("collections", "OrderedDict"),
     ("torch", "Size"),

@@ -44,12 +44,13 @@ CSAW_CANCER_TYPES: dict[int, str] = {1: "in situ", 2: "invasive, up to 15 mm", 3
 
 UNKNOWN = "unknown"
 
-# A smaller stratum is counted, not scored: one case against one control would decide its C-index.
-MIN_SAMPLES = 10
-MIN_PATIENTS = 2
+# A stratum with fewer patients on either side is counted, not scored: its AUCs would be 0 or 1 by chance.
+MIN_PATIENTS = 5
 
 
-def group_report(rows: Rows, censoring: FloatArray, replicates: int, seed: int) -> dict[str, Any]:
+def group_report(
+    rows: Rows, censoring: FloatArray, replicates: int, seed: int, min_patients: int = 0
+) -> dict[str, Any]:
     """Counts, and every metric with its interval, of one set of rows.
 
     Returns `n`, `patients`, `events`, `reason` (why it is too small to be scored, or None) and `metrics`:
@@ -63,7 +64,7 @@ def group_report(rows: Rows, censoring: FloatArray, replicates: int, seed: int) 
         "n": len(patients),
         "patients": n_patients,
         "events": int(observed.sum()),
-        "reason": _too_small(len(patients), len(cases), n_patients - len(cases)),
+        "reason": _too_small(len(cases), n_patients - len(cases), min_patients),
         "metrics": {},
     }
     if report["reason"]:
@@ -98,7 +99,7 @@ def strata_report(
         if column in rows:
             names = _names(rows[column], table)
             report[column] = {
-                name: group_report(select(rows, names == name), censoring, replicates, seed)
+                name: group_report(select(rows, names == name), censoring, replicates, seed, MIN_PATIENTS)
                 for name in [*table.values(), UNKNOWN]
                 if (names == name).any()
             }
@@ -106,7 +107,7 @@ def strata_report(
         names = _names(rows["cancer_type"], cancer_types)
         cases = rows["event_observed"].astype(bool)
         report["cancer_type"] = {
-            name: group_report(select(rows, ~cases | (names == name)), censoring, replicates, seed)
+            name: group_report(select(rows, ~cases | (names == name)), censoring, replicates, seed, MIN_PATIENTS)
             for name in [*cancer_types.values(), UNKNOWN]
             if (cases & (names == name)).any()
         }
@@ -150,11 +151,8 @@ def _names(codes: Array, table: Mapping[int, str]) -> Array:
     return np.array([table.get(int(code), UNKNOWN) for code in codes], dtype=object)
 
 
-def _too_small(n: int, cases: int, controls: int) -> str | None:
-    if n < MIN_SAMPLES:
-        return f"{n} samples, fewer than {MIN_SAMPLES}"
-    if cases < MIN_PATIENTS:
-        return f"{cases} patients with cancer, fewer than {MIN_PATIENTS}"
-    if controls < MIN_PATIENTS:
-        return f"{controls} patients without cancer, fewer than {MIN_PATIENTS}"
+def _too_small(cases: int, controls: int, min_patients: int) -> str | None:
+    for number, what in ((cases, "with"), (controls, "without")):
+        if number < min_patients:
+            return f"patients {what} cancer: {number}, fewer than {min_patients}"
     return None

@@ -50,8 +50,7 @@ class KaplanMeier:
 
     @classmethod
     def of_censoring(cls, event_times: Array, event_observed: Array, n_years: int = N_YEARS) -> KaplanMeier:
-        """G, the curve of being lost to follow-up: its `survival` weights the pairs of both concordance
-        indices.
+        """G, the curve of being lost to follow-up: its `survival` weights the pairs of both C-indices.
 
         Women with an event in a year are not at risk of being lost in it. To reach the last year is to be
         followed completely, which is no loss: counting it as one would send G to zero there (or to 1/20 or

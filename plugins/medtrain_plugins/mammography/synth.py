@@ -105,7 +105,7 @@ def synthesize(
     out = Path(out)
     _refuse_foreign(out)
     women = list(draw_women(settings))
-    workers = min(workers or len(os.sched_getaffinity(0)), patients)
+    workers = min(workers or os.cpu_count() or 1, patients)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CohortFiles, noise
+from cohort_files import CohortFiles, noise
 from medtrain.errors import ConfigError, DataError
 from medtrain_plugins.mammography import layouts, strata
 from medtrain_plugins.mammography.cohort import read_cohort
@@ -74,7 +73,7 @@ def test_own_column_names(embed):
     assert len(read_cohort(table, columns={"patient_id": "subject"}).table) == 32
     with pytest.raises(ConfigError, match="did you mean 'patient_id'"):
         read_cohort(table, columns={"patient": "subject"})
-    with pytest.raises(ConfigError, match="no column 'subjct' .did you mean 'subject'"):
+    with pytest.raises(ConfigError, match=r"no column 'subjct' \(did you mean 'subject'"):
         read_cohort(table, columns={"patient_id": "subjct"})
 
 
@@ -127,9 +126,7 @@ def test_bad_rows_are_named_or_dropped(embed, column, value, message):
     assert message in refused(table)
     cohort = read_cohort(table, on_bad_rows="drop")
     assert FIRST not in set(cohort.table["file_name"])
-    kind = message.split(":")[0]
-    assert len(cohort.table) == 31 or kind == "'soon' is not a number of years"
-    assert sum(cohort.about["dropped"].values()) >= 1
+    assert len(cohort.table) == 31 and sum(cohort.about["dropped"].values()) >= 1
 
 
 def test_counts_and_examples(embed):
@@ -160,7 +157,8 @@ def test_duplicate_and_contradictory_rows(embed):
 def test_a_view_taken_twice_is_no_duplicate(embed):
     embed.images["train/101_L_CC_2015-08-03_2.png"] = noise(99)
     embed.rows.append(dict(embed.rows[0]))
-    assert len(read_cohort(embed.write()).table) == 33
+    cohort = read_cohort(embed.write())
+    assert len(cohort.table) == 33 and cohort.about["repeated_views"] == 1
     del embed.rows[-1]
     assert len(read_cohort(embed.write()).table) == 33
 
@@ -218,7 +216,7 @@ def test_views_of_one_breast_must_agree(embed):
 def test_a_patient_in_two_groups_is_refused(embed, on_bad_rows):
     embed.images[f"test/{FIRST}"] = embed.images.pop(f"train/{FIRST}")
     message = refused(embed.write(), on_bad_rows=on_bad_rows)
-    assert "1 patients are in more than one group" in message and "patient 101: test and train" in message
+    assert "in several: 1" in message and "patient 101: test and train" in message
 
 
 @pytest.mark.parametrize("on_bad_rows", ["error", "drop"])
@@ -302,7 +300,6 @@ def test_the_order_is_not_that_of_the_disk(embed, tmp_path):
     other = read_cohort(again.write()).table
     drop = ["image_path"]
     assert table.drop(columns=drop).equals(other.drop(columns=drop))
-    assert list(os.scandir(embed.folder))  # both folders hold the same files, written in opposite order
     order = ["patient_id", "exam_id", "laterality", "view"]
     assert table[order].equals(table[order].sort_values(order, ignore_index=True))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import noise
+from cohort_files import noise
 from medtrain.errors import DataError
 from medtrain_plugins.mammography.images import chest_wall_right, read_header, read_image, read_pixels
 from PIL import Image
