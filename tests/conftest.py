@@ -64,9 +64,23 @@ class CommandLine:
             process.communicate()
 
 
+@pytest.fixture(scope="session")
+def command_line_in() -> Iterator[Callable[[Path], CommandLine]]:
+    """`command_line_in(folder)` is the real command line there, with the toy plugin installed."""
+    made: list[CommandLine] = []
+
+    def make(folder: Path) -> CommandLine:
+        made.append(CommandLine(folder))
+        return made[-1]
+
+    yield make
+    for command_line in made:
+        command_line.close()
+
+
 @pytest.fixture
 def medtrain(tmp_path: Path) -> Iterator[CommandLine]:
-    """`medtrain("runs", "list", code=2)` runs the real command line with the toy plugin installed."""
+    """`medtrain("runs", "list", code=2)` runs the real command line in the test's own folder."""
     command_line = CommandLine(tmp_path)
     yield command_line
     command_line.close()

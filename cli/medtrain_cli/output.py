@@ -12,8 +12,9 @@ from rich.table import Table
 
 def console(stderr: bool = False) -> Console:
     """Standard output (or error); as wide as the text when it is not a terminal."""
-    screen = Console(stderr=stderr, highlight=False)
-    return screen if screen.is_terminal else Console(stderr=stderr, highlight=False, width=120)
+    # Brackets in our texts are types and section names, not markup.
+    screen = Console(stderr=stderr, highlight=False, markup=False)
+    return screen if screen.is_terminal else Console(stderr=stderr, highlight=False, markup=False, width=120)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from medtrain import plugins
+from medtrain.hookspecs import ALL
 
 
 @click.command("list")
@@ -46,7 +47,7 @@ def info(name: str, as_json: bool) -> None:
         screen.print(f"{row.name}  ({row.distribution} {row.version}, {row.target})\n{row.summary}\n")
     rows = [[option["name"], option["type"], option["default"], option["description"]] for option in options]
     screen.print(table(f"Options of [plugins.{name}]", ["option", "type", "default", "description"], rows))
-    screen.print(f"\nHooks    {', '.join(hook for hook in plugins.hookspecs.ALL if hook in loaded.hooks)}")
+    screen.print(f"\nHooks    {', '.join(hook for hook in ALL if hook in loaded.hooks)}")
     screen.print(f"Presets  {', '.join(presets) or 'none'}")
 
 

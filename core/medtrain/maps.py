@@ -32,6 +32,18 @@ from medtrain.errors import UsageError
 SCHEMA = 1
 INDEX, CONFIG, ENVIRONMENT = "maps.json", "config.toml", "environment.json"
 
+# Locks this process holds. A loader worker is a fork that shares them and may outlive a killed run by seconds, so it
+# lets go of them at once: the run can be resumed as soon as its own process is gone.
+_LOCKS: set[TextIO] = set()
+
+
+def _leave_locks() -> None:
+    for file in _LOCKS:
+        file.close()
+
+
+os.register_at_fork(after_in_child=_leave_locks)
+
 
 class Maps:
     """One run directory."""
@@ -113,9 +125,11 @@ class SplitFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UsageError(f"{self.path}: another process is training this split") from None
+            _LOCKS.add(file)
             try:
                 yield
             finally:
+                _LOCKS.discard(file)
                 while self._streams:
                     self._streams.popitem()[1].close()
 
@@ -164,6 +178,8 @@ class SplitFolder:
         """Forget the epochs from number `epochs` on."""
         kept = [record for record in self.history() if record["epoch"] < epochs]
         text = "".join(_line(record) for record in kept)
+        if stream := self._streams.pop("history.jsonl", None):
+            stream.close()
         write_text(self.path / "history.jsonl", text)
 
     def log(self, line: str) -> None:

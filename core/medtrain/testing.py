@@ -17,12 +17,15 @@ import torch
 
 from medtrain import build, checkpoint, distributed, plugins
 from medtrain.config import Layers, RunConfig, read_toml
+from medtrain.data import Data, Split
+from medtrain.data.split import Part
 from medtrain.defaults import Schedule
 from medtrain.errors import ConfigError, MedtrainError
 from medtrain.hookspecs import hookimpl
 from medtrain.loop import Engine, combine, evaluate_group, prepare
 from medtrain.losses import Terms, as_terms
 from medtrain.maps import Maps, SplitFolder
+from medtrain.plugins import Plugins
 from medtrain.run import Run
 from medtrain.toy import ToyTask, ToyVolumes
 from medtrain.trainer import Trainer
@@ -45,7 +48,7 @@ def check_plugin(plugin: str | Any, *, train: bool = True) -> list[Finding]:
     Its hooks, docstring and options; with `train` also its parts on one batch, and two epochs on the CPU that are
     resumed from the middle of the second, after which weights, state and history must be the same. The toy task
     stands in for what a plugin without data does not build. A plugin with data is trained when it builds model and
-    loss too, on its preset `demo` if it has one.
+    loss too, with its preset `demo` if it has one, on the first three batches of each group.
     """
     checks = _Checklist()
     with suppress(_Stop):
@@ -60,9 +63,9 @@ def check_plugin(plugin: str | Any, *, train: bool = True) -> list[Finding]:
         if train and (not owns_data or {"build_model", "build_loss"} <= loaded.hooks.keys()):
             floor = [] if owns_data else ["medtrain.testing:ToyTask"]
             with tempfile.TemporaryDirectory() as folder:
-                config = _check_parts([*floor, loaded], loaded, checks)
+                config, data = _check_parts([*floor, loaded], loaded, checks)
                 again = _load(plugin)  # a plugin that is a class comes back without its state, as after a crash
-                _check_run([*floor, loaded], [*floor, again], config, Path(folder) / "run", checks)
+                _check_run([*floor, loaded], [*floor, again], config, data, Path(folder) / "run", checks)
     return checks.findings
 
 
@@ -114,15 +117,17 @@ def _check_options(loaded: plugins.Loaded) -> None:
     raise _Fault("a misspelt option would be ignored; derive the options from medtrain.config.SectionModel")
 
 
-def _check_parts(chosen: list[Any], loaded: plugins.Loaded, checks: _Checklist) -> RunConfig:
-    """Everything a run consists of, on one batch; returns the configuration of the run to come."""
+def _check_parts(chosen: list[Any], loaded: plugins.Loaded, checks: _Checklist) -> tuple[RunConfig, Data]:
+    """Everything a run consists of, on one batch; returns configuration and data of the run to come."""
     with checks.item("data, model, loss, optimizer, schedule and metrics can be built"):
         layers = Layers()
         if demo := plugins.presets(loaded.name).get("demo"):
             layers.add(read_toml(demo)[1], "preset demo")
         layers.add({"computational": {"device": "cpu"}, "optimization": {"num_epochs": 2}}, "check")
         config = layers.build({loaded.name: loaded.options()})
-        run, engine, split, monitor = Trainer(plugins=chosen, config=config)._assemble(distributed.join("cpu"), None)
+        world = distributed.join("cpu")
+        data = _few(build.build_split(config, Plugins.of(chosen), world), 3 * config.data.batch_size)
+        run, engine, split, monitor = Trainer(plugins=chosen, config=config)._assemble(world, data)
         _check_schedule(engine.schedule)
     batch = prepare(engine, next(build.make_loader(config, split, "train", engine).epoch()))
     with checks.item("model(batch) returns a dict"):
@@ -141,7 +146,21 @@ def _check_parts(chosen: list[Any], loaded: plugins.Loaded, checks: _Checklist) 
                     raise _Fault(f"{type(metric).__name__} names {list(metric.names)} but returns {list(values)}")
     steps = build.make_plan(config, engine, split, monitor).steps_per_epoch
     config.checkpoint.every_n_steps = steps + steps // 2
-    return config
+    return config, data
+
+
+class _First(Part):
+    """The first samples of a dataset; whatever else a plugin's hooks ask of it is the whole dataset's."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset":  # not there yet while a loader process unpickles it
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+def _few(split: Split, count: int) -> Data:
+    groups = {name: _First(dataset, range(min(count, len(dataset)))) for name, dataset in split.groups.items()}
+    return Data(**groups, collate=split.collate, about=split.about)
 
 
 def _check_schedule(schedule: Any) -> None:
@@ -177,7 +196,7 @@ def _terms(engine: Engine, outputs: Mapping[str, Any], batch: dict[str, Any]) ->
             shapes = f"{tuple(total.shape)} and {tuple(weight.shape)}"
             raise _Fault(f"term {name!r}: sum and weight have shapes {shapes}, both must be scalars")
         if not total.isfinite() or not 0 <= float(weight) < math.inf:
-            raise _Fault(f"term {name!r}: the sum is {float(total)}, the weight {float(weight)}")
+            raise _Fault(f"term {name!r}: the sum is {float(total.detach())}, the weight {float(weight)}")
     if weigh := getattr(engine.loss, "weights", None):
         announced = {name: float(weight) for name, weight in weigh(batch).items()}
         real = {name: float(term.weight) for name, term in terms.items()}
@@ -196,20 +215,22 @@ def _check_gradients(engine: Engine, may_be_unused: bool) -> None:
         raise _Fault(f"none at {', '.join(unused[:5])}; freeze it, or set computational.find_unused_parameters")
 
 
-def _check_run(chosen: list[Any], again: list[Any], config: RunConfig, path: Path, checks: _Checklist) -> None:
+def _check_run(
+    chosen: list[Any], again: list[Any], config: RunConfig, data: Data, path: Path, checks: _Checklist
+) -> None:
     """Two epochs, and the same from the middle of the second on."""
     rates = _Rates()
     with checks.item("two epochs train, with sane learning rates, and can be evaluated"):
         trainer = Trainer(path, plugins=chosen, callbacks=[rates], config=config)
-        if (epochs := trainer.train().epochs) != 2:
+        if (epochs := trainer.train(data).epochs) != 2:
             raise _Fault(f"the run ended after epoch {epochs}")
         if not any(rates.seen) or not all(0 <= rate < math.inf for rate in rates.seen):
             raise _Fault(f"the learning rates are {rates.seen[:8]}")
-        folder = Maps.open(path).split(0)
-        trainer.evaluate("validation" if folder.membership()["groups"].get("validation") else "train")
+        trainer.evaluate("train" if data.validation is None else "validation", split=data)
     with checks.item("a resumed run ends with the same weights, state and history"):
+        folder = Maps.open(path).split(0)
         before = _outcome(folder)
-        Trainer(path, plugins=again, config=config).resume(0, f"step-{config.checkpoint.every_n_steps:08d}")
+        Trainer(path, plugins=again, config=config).resume(0, f"step-{config.checkpoint.every_n_steps:08d}", data)
         after = _outcome(folder)
         if changed := [name for name in before if before[name] != after[name]]:
             raise _Fault(f"not the same: {', '.join(changed)}; keep what decides in state_dict and load_state_dict")

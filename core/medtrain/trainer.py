@@ -298,10 +298,10 @@ class Trainer:
 
         found = {row.name: row for row in discover()}
         rows = []
-        for plugin in self.plugins.loaded:
-            row = found.get(plugin.name)
+        for name in self.config.run.plugins:
+            row = found.get(name)
             distribution, version = (row.distribution, row.version) if row else ("", "")
-            rows.append({"name": plugin.name, "distribution": distribution, "version": version})
+            rows.append({"name": name, "distribution": distribution, "version": version})
         return rows
 
 

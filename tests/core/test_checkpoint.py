@@ -17,7 +17,9 @@ from torch import nn
 
 
 def made(step: int = 1, value: float = 1.0) -> Checkpoint:
-    return Checkpoint({"w": torch.full((3,), value)}, {"n": step}, {"step": step, "epoch": 0}, {"config.toml": "a = 1\n"})
+    return Checkpoint(
+        {"w": torch.full((3,), value)}, {"n": step}, {"step": step, "epoch": 0}, {"config.toml": "a = 1\n"}
+    )
 
 
 def test_every_kind_of_value_comes_back(tmp_path: Path) -> None:
@@ -182,7 +184,7 @@ def test_a_half_written_checkpoint_is_not_taken(tmp_path: Path) -> None:
 def test_a_second_name_shares_the_files(tmp_path: Path) -> None:
     checkpoint.write(tmp_path / "last", made(1))
     checkpoint.link(tmp_path / "last", tmp_path / "best-fit")
-    assert os.path.samefile(tmp_path / "last" / "model.safetensors", tmp_path / "best-fit" / "model.safetensors")
+    assert (tmp_path / "last" / "model.safetensors").samefile(tmp_path / "best-fit" / "model.safetensors")
     checkpoint.write(tmp_path / "last", made(2))
     assert checkpoint.read(tmp_path / "best-fit").facts["step"] == 1
     checkpoint.link(tmp_path / "last", tmp_path / "best-fit")

@@ -12,7 +12,7 @@ from pydantic import Field
 
 class Options(SectionModel):
     dropout: float = Field(0.1, ge=0, le=1)
-    sizes: list[int] = [1, 2]
+    sizes: list[int] = Field([1, 2])
 
 
 NET = {"net": Options}
@@ -41,7 +41,15 @@ def test_later_layers_win_key_by_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("raw", "value"),
-    [("5", 5), ("1e-3", 1e-3), ("true", True), ("[1, 2]", [1, 2]), ('"5"', "5"), ("plateau", "plateau"), ("a/b", "a/b")],
+    [
+        ("5", 5),
+        ("1e-3", 1e-3),
+        ("true", True),
+        ("[1, 2]", [1, 2]),
+        ('"5"', "5"),
+        ("plateau", "plateau"),
+        ("a/b", "a/b"),
+    ],
 )
 def test_values_of_set_are_toml_or_text(raw: str, value: object) -> None:
     assert parse_value(raw) == value

@@ -34,19 +34,16 @@ HOOKS = {
         "predict": ["run", "sample"],
         "report_sections": ["run"],
     },
-    hookspecs.Lifecycle: dict.fromkeys(
-        [
-            "on_run_start",
-            "on_epoch_start",
-            "on_step_end",
-            "on_evaluate_end",
-            "on_epoch_end",
-            "on_checkpoint",
-            "on_run_end",
-            "on_exception",
-        ],
-        ["run"],
-    ),
+    hookspecs.Lifecycle: {
+        "on_run_start": ["run"],
+        "on_epoch_start": ["run"],
+        "on_step_end": ["run"],
+        "on_evaluate_end": ["run"],
+        "on_epoch_end": ["run"],
+        "on_checkpoint": ["run"],
+        "on_run_end": ["run"],
+        "on_exception": ["run"],
+    },
 }
 
 PUBLIC = [

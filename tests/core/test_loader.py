@@ -22,7 +22,13 @@ def drawing(count: int = 11, **settings: Any) -> Loader:
 
 def contents(items: list[Item]) -> list[Any]:
     return [
-        (item.positions, item.empty, item.batch["sample_id"], item.batch["features"].tolist(), item.draws["shift"].tolist())
+        (
+            item.positions,
+            item.empty,
+            item.batch["sample_id"],
+            item.batch["features"].tolist(),
+            item.draws["shift"].tolist(),
+        )
         for item in items
         if item.draws is not None
     ]

@@ -17,8 +17,8 @@ from medtrain.defaults import Plan, WarmupSchedule
 from medtrain.determinism import StepSeeder
 from medtrain.distributed import World
 from medtrain.errors import ConfigError, DivergedError
-from medtrain.losses import as_terms
 from medtrain.loop import Engine, Totals, batches, evaluate_group, train_epoch
+from medtrain.losses import as_terms
 from medtrain.maps import Maps
 from medtrain.model import TensorModel as Adapter
 from medtrain.model import evaluation_mode, move_batch, training_mode, unwrap
@@ -208,7 +208,7 @@ def test_the_moving_average_is_what_is_evaluated(trainer: Callable[..., Any]) ->
     assert average.keys() == training.keys()
     assert any(not torch.equal(average[key], training[key]) for key in average)
     history = Maps.open(run).split(0).history()
-    evaluation, _ = made.evaluate("validation", checkpoint="last")
+    evaluation = made.evaluate("validation", checkpoint="last")
     assert evaluation.metrics["fit"] == history[-1]["validation/fit"]
     plain = trainer("plain", changes[1]).train().maps
     assert Maps.open(plain).split(0).history()[-1]["validation/fit"] != history[-1]["validation/fit"]

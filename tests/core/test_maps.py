@@ -76,6 +76,26 @@ def test_one_process_at_a_time_trains_a_split(run: Maps) -> None:
         pass
 
 
+def test_a_forked_process_does_not_keep_the_lock(run: Maps) -> None:
+    """As a loader worker does that outlives a killed run."""
+    ready, go = os.pipe(), os.pipe()
+    holder = run.split(0).locked()
+    holder.__enter__()
+    child = os.fork()
+    if not child:
+        os.write(ready[1], b"x")
+        os.read(go[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    with pytest.raises(UsageError, match="another process"), run.split(0).locked():
+        pass
+    holder.__exit__(None, None, None)
+    with run.split(0).locked():
+        pass
+    os.write(go[1], b"x")
+    os.waitpid(child, 0)
+
+
 def test_running_without_its_lock_means_killed(run: Maps) -> None:
     split = run.split(0)
     assert split.status() == {"status": "unknown"}

@@ -120,7 +120,7 @@ def test_a_sample_twice_in_one_group_is_refused() -> None:
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_an_empty_group_is_refused(count: int) -> None:
-    with pytest.raises(DataError, match="group '.*' is empty"):
+    with pytest.raises(DataError, match=r"group '.*' is empty"):
         make_split(Data(whole=Cohort(count)), 0)
 
 

@@ -168,10 +168,13 @@ def build_augmentation(config: RunConfig) -> Any:
 
 @hookimpl
 def predict(run: Run, sample: Any) -> Any:
-    """Logits for one vector given as text such as `1,2,3,4`."""
-    values = torch.tensor([[float(part) for part in str(sample).split(",")]])
+    """Logits of the vectors in a text file, one line of comma-separated numbers each."""
+    import pandas as pd
+
+    lines = Path(sample).read_text().split()
     with torch.no_grad():
-        return run.model(values).tolist()
+        logits = run.model(torch.tensor([[float(part) for part in line.split(",")] for line in lines]))
+    return pd.DataFrame(logits.numpy(), columns=["a", "b", "c"])
 
 
 @hookimpl
