@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-PACKAGES = ("torch", "torchvision", "timm", "kornia", "accelerate", "safetensors", "pydantic", "pluggy", "rich")
+PACKAGES = ("torch", "torchvision", "kornia", "accelerate", "safetensors", "pydantic", "pluggy", "rich")
 
 
 @click.command()

@@ -226,7 +226,8 @@ def _check_run(
             raise _Fault(f"the run ended after epoch {epochs}")
         if not any(rates.seen) or not all(0 <= rate < math.inf for rate in rates.seen):
             raise _Fault(f"the learning rates are {rates.seen[:8]}")
-        trainer.evaluate("train" if data.validation is None else "validation", split=data)
+        if data.test is not None:
+            trainer.evaluate("test", split=Data(test=data.test, collate=data.collate))
     with checks.item("a resumed run ends with the same weights, state and history"):
         folder = Maps.open(path).split(0)
         before = _outcome(folder)
