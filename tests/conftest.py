@@ -50,10 +50,12 @@ class CommandLine:
         self.processes.append(process)
         return process
 
-    def __call__(self, *arguments: Any, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+    def __call__(
+        self, *arguments: Any, code: int = 0, timeout: float = 120, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run to the end and require the exit code."""
         process = self.start(*arguments, **env)
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=timeout)
         assert process.returncode == code, f"exit code {process.returncode}, not {code}\n{output}\n{errors}"
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 

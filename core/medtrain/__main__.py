@@ -5,8 +5,7 @@ from importlib.metadata import entry_points
 
 def main() -> None:
     """Run whatever the console script `medtrain` runs."""
-    (script,) = entry_points(group="console_scripts", name="medtrain")
-    script.load()()
+    next(iter(entry_points(group="console_scripts", name="medtrain"))).load()()
 
 
 if __name__ == "__main__":

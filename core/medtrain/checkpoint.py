@@ -46,7 +46,9 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     tensors, aliases = _storable(checkpoint.model)
-    save_file(tensors, aside / MODEL, metadata={"format": "pt", "aliases": json.dumps(aliases)})
+    # One key only: safetensors writes several in random order, and equal states shall be equal files.
+    metadata = {"aliases": json.dumps(aliases)} if aliases else {"format": "pt"}
+    save_file(tensors, aside / MODEL, metadata=metadata)
     state_tensors: dict[str, torch.Tensor] = {}
     tree = _pack(checkpoint.state, state_tensors, "")
     save_file(state_tensors, aside / TENSORS, metadata={"format": "pt"})

@@ -34,6 +34,7 @@ class Fit:
     ) -> None:
         self.run, self.engine, self.split, self.plugins, self.folder = run, engine, split, plugins, folder
         self.config, self.world = run.config, engine.world
+        self.several = self.world.size > 1
         self.monitor = monitor
         self.best = Improvement(monitor.mode)
         stopping = self.config.early_stopping
@@ -352,7 +353,8 @@ class Fit:
             check_finite(run, self.world, self.totals or Totals())
             self._save(LAST)
             error = self._signal_error()
-        elif isinstance(error, HookError) and run.step and self.saved_at != (run.step, run.epoch):
+        elif isinstance(error, HookError) and run.step and self.saved_at != (run.step, run.epoch) and not self.several:
+            # Of several processes perhaps only this one failed: the others would not come to gather the totals.
             self.first_step = run.progress.get("done", self.first_step) if self.totals is not None else 0
             self._save_quietly()
         run.exception = error

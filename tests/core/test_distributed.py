@@ -107,6 +107,17 @@ def test_preempted_in_two_processes_and_a_group_smaller_than_the_world(
         assert record == pytest.approx(wanted, abs=1e-6)
 
 
+def test_a_plugin_that_fails_in_one_process_ends_all(medtrain: Any, tmp_path: Path) -> None:
+    """The other process waits for gradients that never come; it must not wait for ever."""
+    arguments = settings("toy_plugin.fail_at=4", "optimization.num_epochs=2", "data.batch_size=4")
+    errors = medtrain("run", "--plugin", "toy_plugin", *arguments, "--out", "two", "--nproc", 2, code=1).stderr
+    assert "hook on_step_end failed: ValueError: the tracker is away" in errors
+    split = Maps.open(tmp_path / "two").split(0)
+    assert split.status()["status"] == "failed"
+    assert [record["step"] for record in split.history()] == [3]
+    assert split.checkpoint("last").is_dir()
+
+
 def test_one_process_needs_no_torch_distributed() -> None:
     world = join("cpu")
     assert (world.rank, world.size, world.is_main) == (0, 1, True)

@@ -105,7 +105,7 @@ def test_the_loss_of_an_epoch_is_the_sum_over_the_weight() -> None:
     dataset = Doubles(23)
     batch = {"features": dataset.features, "target": dataset.targets, "mask": dataset.masks}
     terms = MaskedLoss()(built.plain(batch), batch)
-    wanted = {name: float(total / weight) for name, (total, weight) in terms.items()}
+    wanted = {name: (total / weight).item() for name, (total, weight) in terms.items()}
     means = totals.means(World())
     assert means["loss_risk"] == pytest.approx(wanted["risk"], rel=1e-9)
     assert means["loss_size"] == pytest.approx(wanted["size"], rel=1e-9)

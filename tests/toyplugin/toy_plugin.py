@@ -34,6 +34,7 @@ class Options(BaseModel):
     nan_from: int = -1
     undefined: bool = False
     witness: str = ""
+    fail_at: int = -1
 
 
 class Vectors:
@@ -182,6 +183,8 @@ def on_step_end(run: Run) -> None:
     """Waits, so that a test can interrupt the run from outside, and notes the learning rate of this process."""
     settings = _options(run.config)
     time.sleep(settings.wait)
+    if run.step == settings.fail_at and run.is_main_process:
+        raise ValueError("the tracker is away")
     if settings.witness and run.optimizer is not None:
         with _witness(settings, "rates").open("a") as file:
             file.write(f"{run.optimizer.param_groups[0]['lr']!r}\n")

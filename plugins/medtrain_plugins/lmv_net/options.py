@@ -18,7 +18,7 @@ class LMVNetOptions(CohortOptions):
     compat: Literal["fixed", "reference"] = Field("fixed", description="reference: the published feature warp")
     num_blocks: int = Field(1, ge=1, description="dual-stream attention blocks")
     num_heads: int = Field(4, ge=1, description="attention heads")
-    dropout: float = Field(0.3, ge=0, lt=1)
+    dropout: float = Field(0.3, ge=0, lt=1, description="in attention and feed-forward network")
     drop_path: float = Field(0.2, ge=0, lt=1, description="stochastic depth")
     ffn_ratio: int = Field(2, ge=1, description="hidden width of the feed-forward network, in feature widths")
     align_prior: bool = Field(False, description="aligned prior features in the fusion, not only in the difference")

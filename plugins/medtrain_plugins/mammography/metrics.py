@@ -89,7 +89,7 @@ class RiskMetrics:
             unit: group_report(unit_rows, self.censoring, self.replicates, seed) for unit, unit_rows in units.items()
         }
         scores = report["units"]["sample"]
-        report["intervals"] = {name: scores["metrics"][name]["interval"] for name in self.names}
+        report["intervals"] = {name: [value["low"], value["high"]] for name, value in scores["metrics"].items()}
         report["strata"] = strata_report(rows, self.censoring, self.replicates, seed, self.cancer_types)
         return report
 
