@@ -75,6 +75,8 @@ class Fit:
                 self._call("on_run_end")
             except BaseException as error:
                 self._fail(error)
+            finally:
+                self._close_loaders()
 
     def _epoch(self) -> None:
         run = self.run
@@ -298,11 +300,17 @@ class Fit:
     def _rebuild_data(self) -> None:
         """Ask `build_data` again (the plugin has its reasons: a curriculum, larger patches)."""
         self.run.rebuild_requested = False
+        self._close_loaders()
         self.split = build.build_split(self.config, self.plugins, self.world)
         self.run.data = self.split.as_data()
         self.loader = self._train_loader()
         if self.validation is not None:
             self.validation = build.make_loader(self.config, self.split, "validation", self.engine)
+
+    def _close_loaders(self) -> None:
+        for loader in (self.loader, self.validation):
+            if loader is not None:
+                loader.close()
 
     def _train_loader(self) -> Loader:
         return build.make_loader(self.config, self.split, "train", self.engine)

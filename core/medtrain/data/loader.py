@@ -120,6 +120,12 @@ class Loader:
         for (positions, empty), (batch, draws) in zip(parts, batches, strict=True):
             yield Item(batch, draws, positions, empty)
 
+    def close(self) -> None:
+        """End the worker processes now: left to the garbage collector, each may be waited for 5 s."""
+        iterator = getattr(self.workers, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
+
     def __iter__(self) -> Iterator[Batch]:
         return (item.batch for item in self.epoch())
 
