@@ -40,9 +40,9 @@ def prepare(session: nox.Session) -> str:
 def tests(session: nox.Session) -> None:
     """The short suite, with the coverage of the core."""
     python = prepare(session)
-    options = ["-n", "2", "--cov=medtrain", "--cov-report=term:skip-covered", "--cov-fail-under=90"]
+    options = ["-n", "2", "--dist", "loadgroup", "--cov=medtrain", "--cov-report=term:skip-covered"]
     marks = "not demos and not acceptance and not chaos"
-    options = session.posargs or [*options, "-m", marks]
+    options = session.posargs or [*options, "--cov-fail-under=90", "-m", marks]
     session.run(python, "-m", "pytest", *options, env=ONE_THREAD, external=True)
 
 

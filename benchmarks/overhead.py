@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +133,7 @@ def medtrain(epochs: int) -> list[float]:
             marks.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            Path(folder) / "run", plugins=[Task()], optimization=OptimizationSection(num_epochs=epochs)
-        )
+        trainer = Trainer(Path(folder) / "run", plugins=[Task()], optimization=OptimizationSection(num_epochs=epochs))
         trainer.config.data.batch_size = BATCH
         trainer.config.checkpoint.last_every_n_epochs = 0
         trainer.train()
@@ -151,7 +150,7 @@ def contest(rounds: int, epochs: int) -> None:
         for name in CONTESTANTS:
             command = [sys.executable, __file__, "--one", name, "--epochs", str(epochs)]
             marks = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-            best[name].append(min(b - a for a, b in zip(marks[1:], marks[2:], strict=False)) / STEPS * 1e6)
+            best[name].append(min(b - a for a, b in pairwise(marks[1:])) / STEPS * 1e6)
     base = min(best["bare"])
     print(f"{'':12}{'best us/step':>14}{'median of bests':>17}{'over bare us':>14}{'ratio':>8}")
     for name, values in best.items():
@@ -165,7 +164,7 @@ def flatness(steps: int) -> None:
         epochs = steps // STEPS
         command = [sys.executable, __file__, "--one", name, "--epochs", str(epochs)]
         marks = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        each = [(b - a) / STEPS * 1e6 for a, b in zip(marks, marks[1:], strict=False)]
+        each = [(b - a) / STEPS * 1e6 for a, b in pairwise(marks)]
         tenth = len(each) // 10
         shown = " ".join(f"{min(each[i * tenth : (i + 1) * tenth]):7.1f}" for i in range(10))
         print(f"{name:12}{epochs * STEPS} steps, best us/step by tenth: {shown}")

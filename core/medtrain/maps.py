@@ -20,6 +20,7 @@ import math
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -227,8 +228,10 @@ def check_creatable(path: Path) -> None:
     parent = path
     while not parent.exists():
         parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{path}: cannot be written ({parent} is not a folder you may write to); give another --out")
+    try:
+        tempfile.TemporaryDirectory(dir=parent).cleanup()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({parent}: {error.strerror}); give another --out") from None
 
 
 def default_path(plugins: list[str], name: str = "") -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from medtrain import build, checkpoint, distributed, maps
 from medtrain.build import Monitor
 from medtrain.config import Layers, OptimizationSection, RunConfig, read_toml
 from medtrain.data import Data, Split, make_split
-from medtrain.errors import CheckpointError, DataError, PluginError, UsageError
+from medtrain.errors import CheckpointError, ConfigError, DataError, PluginError, UsageError
 from medtrain.fit import LAST, Fit, evaluate, restore_from
 from medtrain.hookspecs import hookimpl
 from medtrain.loop import Engine
@@ -118,7 +119,13 @@ class Trainer:
             Maps.create(path, self.config.to_toml(), self._plugin_rows(), maps.environment())
         self.path = path
         folder = Maps(path).split(0)
-        return self._fit(folder, parts, None)
+        try:
+            return self._fit(folder, parts, None)
+        except (ConfigError, DataError, PluginError):
+            # A mistake that shows before the first checkpoint leaves nothing worth keeping.
+            if world.is_main and not folder.checkpoints():
+                shutil.rmtree(path)
+            raise
 
     def resume(self, split_idx: int = 0, checkpoint: str | Path = LAST, split: Data | None = None) -> TrainResult:
         """Go on from a checkpoint of this run: `last`, `best-<metric>`, `epoch-NNNN`, `step-NNNNNNNN` or a folder."""

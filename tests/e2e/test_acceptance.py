@@ -1,4 +1,4 @@
-"""Long lines: real mammograms at half a thousand rows; two processes against one on LMV-Net's masked loss."""
+"""Long lines: real mammograms at 512 x 416; two processes against one on the masked loss."""
 
 from __future__ import annotations
 

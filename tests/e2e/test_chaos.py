@@ -53,9 +53,7 @@ def until_killed_or_done(process: Any, condition: Callable[[], bool]) -> bool:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("more", [[], SMOOTH], ids=["plain", "ema-plateau"])
-def test_killed_at_random_steps_and_while_writing(
-    medtrain: Any, tmp_path: Path, workers: int, more: list[str]
-) -> None:
+def test_killed_at_random_steps_and_while_writing(medtrain: Any, tmp_path: Path, workers: int, more: list[str]) -> None:
     settings = [*SETTINGS, *more, f"data.num_workers={workers}"]
     whole = train(medtrain, "whole", settings)
     assert whole.wait() == 0, whole.communicate()

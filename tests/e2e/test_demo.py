@@ -1,4 +1,4 @@
-"""The embedded demo learns what is there to learn, and nothing where there is nothing. Prints a table; `nox -s demos`."""
+"""The embedded demo learns what is there, and nothing where there is nothing. Prints a table; `nox -s demos`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LMV-Net on a small synthetic cohort through the real command line: run, resume, eval, predict, and what is refused."""
+"""LMV-Net on a small cohort through the real command line: run, resume, eval, predict, and what is refused."""
 
 from __future__ import annotations
 
@@ -40,6 +40,11 @@ def trained(cohort: Path, tmp_path_factory: pytest.TempPathFactory, command_line
     return medtrain
 
 
+pytestmark = pytest.mark.timeout(200)
+shared = pytest.mark.xdist_group("lmv_net")  # tests of one trained run stay in one process
+
+
+@shared
 def test_eval_writes_metrics_predictions_plots_and_report(trained: Any) -> None:
     summary = json.loads(trained("eval", "run", "--json").stdout.splitlines()[-1])
     folder = trained.folder / summary["out"]
@@ -59,6 +64,7 @@ def test_eval_writes_metrics_predictions_plots_and_report(trained: Any) -> None:
     assert "http://" not in page and "https://" not in page and "<script" not in page
 
 
+@shared
 def test_evaluating_twice_gives_the_same_files(trained: Any) -> None:
     for name in ("once", "twice"):
         trained("eval", "run", "--group", "validation", "--out", name)
@@ -66,6 +72,7 @@ def test_evaluating_twice_gives_the_same_files(trained: Any) -> None:
         assert (trained.folder / "once" / name).read_bytes() == (trained.folder / "twice" / name).read_bytes()
 
 
+@shared
 def test_another_cohort_is_evaluated_unless_the_model_was_fitted_on_it(trained: Any, cohort: Path) -> None:
     from medtrain_plugins.mammography.synth import synthesize
 
@@ -82,6 +89,7 @@ def test_another_cohort_is_evaluated_unless_the_model_was_fitted_on_it(trained: 
     assert summary["group"] == "all" and summary["metrics"]["c_index"] is not None
 
 
+@shared
 def test_predict_needs_no_table(trained: Any, cohort: Path) -> None:
     images = trained.folder / "new"
     if not images.exists():
@@ -95,6 +103,7 @@ def test_predict_needs_no_table(trained: Any, cohort: Path) -> None:
         assert row.risk_year_3 == pytest.approx(known.loc[row.sample_id, "risk_3"], abs=1e-5)
 
 
+@shared
 def test_resume_adds_epochs(trained: Any) -> None:
     folder = trained.folder / "more"
     shutil.copytree(trained.folder / "run", folder)

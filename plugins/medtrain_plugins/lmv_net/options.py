@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from medtrain_plugins.mammography.options import CohortOptions
 
@@ -15,6 +15,14 @@ class LMVNetOptions(CohortOptions):
     registration: str = Field(
         "", description="weights of MammoRegNet (a file or a run directory); 'none' leaves the prior exam unaligned"
     )
+
+    @field_validator("image_size")
+    @classmethod
+    def _fits_the_network(cls, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        if size is not None and (size[0] % 32 or size[1] % 32):
+            raise ValueError(f"rows and columns must be multiples of 32, {size[0]} x {size[1]} are not")
+        return size
+
     compat: Literal["fixed", "reference"] = Field("fixed", description="reference: the published feature warp")
     num_blocks: int = Field(1, ge=1, description="dual-stream attention blocks")
     num_heads: int = Field(4, ge=1, description="attention heads")

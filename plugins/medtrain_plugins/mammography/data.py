@@ -51,7 +51,7 @@ def demo_table(options: CohortOptions) -> Path:
     # Another generator makes another cohort: its source is part of the name.
     source = b"".join(Path(str(module.__file__)).read_bytes() for module in (phantom, synth))
     version = hashlib.sha256(source).hexdigest()[:8]
-    size = options.image_size or (128, 96)
+    size = options.image_size or (96, 64)
     name = f"mammography-{options.demo_patients}-{options.demo_seed}-{size[0]}x{size[1]}-{version}"
     folder = cache_dir() / name
     if not (folder / synth.SETTINGS).is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -19,6 +20,7 @@ Orientation = Literal["as_is", "mirai"]
 
 WHITE = 65535  # pixel value of 1.0
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"  # the chunk every PNG file ends with
 _COLOURS = {0: "gray", 2: "colour", 3: "palette", 4: "gray with transparency", 6: "colour with transparency"}
 
 
@@ -40,17 +42,21 @@ class Header(NamedTuple):
 
 
 def read_header(path: str | Path) -> Header:
-    """The header of a PNG file: its first 26 bytes are read, nothing is decoded.
+    """The header of a PNG file: its first and last bytes are read, nothing is decoded.
 
-    Raises DataError when the file cannot be opened or is no PNG.
+    Raises DataError when the file cannot be opened, is no PNG, or is cut short.
     """
     try:
         with Path(path).open("rb") as file:
             start = file.read(26)
+            file.seek(-len(_END), os.SEEK_END)
+            end = file.read()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     if len(start) < 26 or not start.startswith(_SIGNATURE) or start[12:16] != b"IHDR":
         raise DataError(f"{path}: not a PNG file; mammograms are 16-bit grayscale PNG")
+    if end != _END:
+        raise DataError(f"{path}: the PNG file is cut short; copy it again")
     width, height, bits, colour = struct.unpack(">IIBB", start[16:26])
     return Header(height, width, bits, _COLOURS.get(colour, "of an unknown kind"))
 
