@@ -52,7 +52,8 @@ def lint(session: nox.Session) -> None:
     python = prepare(session)
     session.run(python, "-m", "ruff", "check", ".", external=True)
     session.run(python, "-m", "ruff", "format", "--check", ".", external=True)
-    session.run(str(Path(python).with_name("lint-imports")), external=True)
+    contracts = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    session.run(python, "-c", contracts, external=True)
 
 
 @nox.session

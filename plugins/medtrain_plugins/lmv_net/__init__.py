@@ -46,7 +46,6 @@ def build_model(config: RunConfig) -> LMVNet:
     from .model import LMVNet
 
     options = config.options(NAME)
-    norm = "mirai" if options.starts_from_mirai else "none"
     model = LMVNet(
         registration="none" if options.registration == "none" else "mammo_reg_net",
         compat=options.compat,
@@ -57,7 +56,7 @@ def build_model(config: RunConfig) -> LMVNet:
         ffn_ratio=options.ffn_ratio,
         align_prior=options.align_prior,
         finetune_encoder=options.finetune_encoder,
-        input_norm=norm if options.input_norm == "auto" else options.input_norm,
+        input_norm=options.encoder_norm,
     )
     if not config.fresh:
         _load_pretrained(model, options)
@@ -111,7 +110,7 @@ def report_sections(run: Run) -> list[Section]:
     """ROC curves, calibration, risk groups and strata."""
     from medtrain_plugins.mammography.plots import risk_sections
 
-    return risk_sections(run.evaluation)
+    return risk_sections(run.evaluation) if run.evaluation else []
 
 
 def _require_pretrained(options: LMVNetOptions) -> None:

@@ -38,8 +38,10 @@ def build_data(config: RunConfig, options: CohortOptions, pairs: Callable[[Cohor
     about = {"cohort": cohort.about, "layout": cohort.layout}
     if not cohort.groups:
         return Data(whole=dataset(cohort), about=about)
-    groups = {name: dataset(cohort.group(name)) for name in cohort.groups}
-    return Data(**groups, about=about)
+    data = Data(about=about)
+    for name in cohort.groups:
+        setattr(data, name, dataset(cohort.group(name)))
+    return data
 
 
 def demo_table(options: CohortOptions) -> Path:
