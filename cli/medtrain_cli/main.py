@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -112,6 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    _let_plugins_speak(to_stderr="--json" in arguments)
     try:
         result = cli.main(arguments, prog_name="medtrain", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
@@ -134,9 +136,18 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _say(message: str, as_json: bool, exit_code: int = 1) -> None:
-    import os
+def _let_plugins_speak(to_stderr: bool) -> None:
+    """Messages of the logger `medtrain` as plain lines, from the main process."""
+    import logging
 
+    handler = logging.StreamHandler(sys.stderr if to_stderr else sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("medtrain")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+
+
+def _say(message: str, as_json: bool, exit_code: int = 1) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     click.echo(message, err=True)

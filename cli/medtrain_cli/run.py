@@ -34,9 +34,9 @@ def run(out: Path | None, nproc: int, dry_run: bool, quiet: bool, as_json: bool,
         return _launch(nproc)
     from medtrain import Trainer
 
-    if not as_json and _is_main():
+    if _is_main():
         for note in request.notes:
-            click.echo(note)
+            click.echo(note, err=as_json)
     trainer = Trainer(out, config=config, callbacks=_progress(quiet, as_json))
     if dry_run:
         _echo_dry_run(trainer.dry_run(), as_json)

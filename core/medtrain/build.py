@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from medtrain.data import Data, Joined, Loader, Split, make_split, participants_
 from medtrain.defaults import Plan, Schedule, WarmupSchedule
 from medtrain.determinism import StepSeeder
 from medtrain.distributed import World, replicate
-from medtrain.errors import ConfigError, DataError, PluginError
+from medtrain.errors import CheckpointError, ConfigError, DataError, PluginError
 from medtrain.hookspecs import NONE
 from medtrain.loop import Engine
 from medtrain.metrics import Metric
@@ -58,7 +59,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if path.suffix == ".safetensors":
         state = load_model_file(path)
     else:
-        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"{path}: not a plain state dict, and nothing else is loaded: {reason}") from None
         inner = loaded.get("model", loaded.get("state_dict", loaded))
         state = {key.removeprefix("module."): value for key, value in inner.items()}
     load_state(model, state, str(path))
@@ -84,7 +89,7 @@ def load_state(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> 
         model.load_state_dict(state)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:4]]
-        raise ConfigError(f"{where}: the weights do not fit this model: {' '.join(lines)[:600]}") from None
+        raise CheckpointError(f"{where}: the weights do not fit this model: {' '.join(lines)[:600]}") from None
 
 
 def build_split(config: RunConfig, plugins: Plugins, world: World) -> Split:

@@ -91,13 +91,21 @@ def test_unreadable_files_are_refused(tmp_path):
 
 def test_the_header_is_read_alone(tmp_path):
     path = save(tmp_path / "a.png", noise(3, (40, 30)))
-    path.write_bytes(path.read_bytes()[:26])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:26] + whole[-12:])  # no pixels between
     header = read_header(path)
     assert header == (40, 30, 16, "gray") and header.problem() is None
     start = time.perf_counter()
     for _ in range(200):
         read_header(path)
     assert (time.perf_counter() - start) / 200 < 1e-3
+
+
+def test_a_file_cut_short_is_refused_by_its_end(tmp_path):
+    path = save(tmp_path / "a.png", noise(3, (40, 30)))
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(DataError, match=r"a\.png: the PNG file is cut short"):
+        read_header(path)
 
 
 def test_real_mammograms(real_mammograms):
