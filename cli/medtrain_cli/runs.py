@@ -89,6 +89,7 @@ def show(directory: Path, as_json: bool) -> None:
         screen.print(f"samples: {', '.join(counts)}")
         history = split.history()
         if history:
-            columns = [key for key in history[-1] if key != "undefined"][:8]
+            minor = ("train/grad_norm", "undefined")
+            columns = [key for key in history[-1] if key not in minor and "/loss_" not in key][:9]
             screen.print(table("", columns, [[record.get(key) for key in columns] for record in history]))
         screen.print(f"checkpoints: {', '.join(path.name for path in split.checkpoints()) or 'none'}")

@@ -93,6 +93,8 @@ class Fit:
         }
         started, first_step = time.perf_counter(), self.first_step
         train_epoch(run, self.engine, self.loader, self.totals, first_step, self._after_step, self._stop_asked)
+        if self.world.any(self._stop_asked()):
+            raise StopSignal
         self.first_step = run.progress["done"]
         check_finite(run, self.world, self.totals)
         trained = time.perf_counter()

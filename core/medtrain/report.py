@@ -129,6 +129,7 @@ def _training_figure(history: list[dict[str, Any]], metric: str | None) -> Figur
     right.set(xlabel="epoch", title=key.replace("/", " "))
     for axes in (losses, right):
         axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 

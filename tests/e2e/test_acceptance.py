@@ -84,16 +84,19 @@ from medtrain import hookimpl
 
 
 @hookimpl
-def on_epoch_start(run):
-    for module in run.model.modules():
+def build_model(config):
+    from medtrain_plugins import lmv_net
+
+    model = lmv_net.build_model(config)
+    for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.eval()
+            module.requires_grad_(False)
+    return model
 
 
 @hookimpl
 def on_step_end(run):
     import json, os
-    sums = run.progress["totals"].terms
     with open(f"rates-{os.environ.get('RANK', '0')}.jsonl", "a") as file:
         file.write(json.dumps([run.step, run.optimizer.param_groups[0]["lr"]]) + "\\n")
 
@@ -130,7 +133,6 @@ def test_two_processes_equal_one(medtrain: Any, tmp_path: Path) -> None:
     for name, batch, nproc in (("one", 8, 1), ("two", 4, 2)):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "frozen_norm.py").write_text(FROZEN_NORM)
         (folder / "frozen").mkdir()
         (folder / "frozen" / "__init__.py").write_text("")
         (folder / "frozen" / "norm.py").write_text(FROZEN_NORM)
