@@ -42,7 +42,7 @@ class Checkpoint:
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint under this name, atomically; the one that had the name stays as `predecessor(folder)`."""
-    aside = folder.with_name(f".{folder.name}.new")
+    aside = _aside(folder)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     tensors, aliases = _storable(checkpoint.model)
@@ -66,7 +66,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
 
 def link(source: Path, folder: Path) -> None:
     """The same checkpoint under a second name, atomically; its files are hard links where the disk allows it."""
-    aside = folder.with_name(f".{folder.name}.new")
+    aside = _aside(folder)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     for path in source.iterdir():
@@ -83,6 +83,20 @@ def link(source: Path, folder: Path) -> None:
 def predecessor(folder: Path) -> Path:
     """Where the previous checkpoint of this name is."""
     return folder.with_name(f".{folder.name}.previous")
+
+
+def is_there(folder: Path) -> bool:
+    """Whether `read_newest` has something to look at."""
+    return any(candidate.is_dir() for candidate in _candidates(folder))
+
+
+def _candidates(folder: Path) -> tuple[Path, Path, Path]:
+    # A crash between the two renames of a write leaves a whole checkpoint under the aside name.
+    return folder, _aside(folder), predecessor(folder)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.new")
 
 
 def read(folder: Path) -> Checkpoint:
@@ -127,8 +141,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def read_newest(folder: Path) -> tuple[Checkpoint, list[str]]:
     """The checkpoint of this name or, when it is damaged, its predecessor; with what was wrong."""
     problems: list[str] = []
-    # A crash between the two renames of a write leaves a whole checkpoint under the aside name.
-    for candidate in (folder, folder.with_name(f".{folder.name}.new"), predecessor(folder)):
+    for candidate in _candidates(folder):
         if candidate.is_dir():
             try:
                 return read(candidate), problems

@@ -177,8 +177,9 @@ class SplitFolder:
 
     def cut_history(self, epochs: int) -> None:
         """Forget the epochs from number `epochs` on."""
-        kept = [record for record in self.history() if record["epoch"] < epochs]
-        text = "".join(_line(record) for record in kept)
+        if not (history := self.history()):
+            return
+        text = "".join(_line(record) for record in history if record["epoch"] < epochs)
         if stream := self._streams.pop("history.jsonl", None):
             stream.close()
         write_text(self.path / "history.jsonl", text)
@@ -196,6 +197,12 @@ class SplitFolder:
         from medtrain import checkpoint
 
         return list(checkpoint.folders(self.path)) if self.path.is_dir() else []
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is one to resume from, be it a predecessor or one whose last rename a crash prevented."""
+        from medtrain import checkpoint
+
+        return any(self.path.glob(f"*/{checkpoint.MANIFEST}"))
 
     def best(self) -> Path | None:
         """The best checkpoint, if one was kept."""

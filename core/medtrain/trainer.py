@@ -128,11 +128,18 @@ class Trainer:
             raise
 
     def resume(self, split_idx: int = 0, checkpoint: str | Path = LAST, split: Data | None = None) -> TrainResult:
-        """Go on from a checkpoint of this run: `last`, `best-<metric>`, `epoch-NNNN`, `step-NNNNNNNN` or a folder."""
+        """Go on from a checkpoint of this run: `last`, `best-<metric>`, `epoch-NNNN`, `step-NNNNNNNN` or a folder.
+
+        A run that ended before its first checkpoint starts over.
+        """
         world = distributed.join(self.config.computational.device)
         folder = self._opened().split(split_idx)
-        source = self._find_checkpoint(folder, str(checkpoint))
-        self.config = self.config.with_fresh_model()
+        source = None
+        if checkpoint != LAST or folder.has_checkpoint():
+            source = self._find_checkpoint(folder, str(checkpoint))
+            self.config = self.config.with_fresh_model()
+        elif world.is_main:
+            folder.cut_history(0)
         parts = self._assemble(world, split)
         return self._fit(folder, parts, source)
 
@@ -280,7 +287,7 @@ class Trainer:
     def _find_checkpoint(self, folder: SplitFolder, name: str) -> Path:
         candidates = [folder.checkpoint(name), Path(name)]
         for path in candidates:
-            if path.is_dir() or checkpoint.predecessor(path).is_dir():
+            if checkpoint.is_there(path):
                 return path
         known = [path.name for path in folder.checkpoints()]
         raise CheckpointError(
