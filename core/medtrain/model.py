@@ -38,6 +38,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 def training_mode(model: nn.Module) -> None:
     """Train mode, except for parts that are frozen whole: their statistics and dropout rest too."""
     model.train()
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        return
     for module in model.modules():
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):

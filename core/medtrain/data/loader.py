@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -111,7 +112,9 @@ class Loader:
         order = self.order(epoch)
         base = determinism.derive(self.seed, determinism.SAMPLE, epoch)
         parts = [self._part(number) for number in range(first, len(self))]
-        wanted = [[(order[p], determinism.derive(base, p)) for p in positions] for positions, _ in parts]
+        # What draws nothing needs no seed.
+        seed_of = partial(determinism.derive, base) if self.fetch.draws else _no_seed
+        wanted = [[(order[p], seed_of(p)) for p in positions] for positions, _ in parts]
         if self.workers is None:
             batches: Iterator[Any] = map(self.fetch.__getitem__, wanted)
         else:
@@ -161,6 +164,7 @@ class _Fetch:
         self.dataset, self.collate_fn = dataset, collate_fn
         self.augmentation = augmentation if training else None
         self.seeded = training and not getattr(dataset, "deterministic", False)
+        self.draws = self.seeded or self.augmentation is not None
         self.generator = torch.Generator()
 
     def __getitem__(self, pairs: list[tuple[int, int]]) -> tuple[Batch, dict[str, torch.Tensor] | None]:
@@ -177,6 +181,10 @@ class _Fetch:
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+
+def _no_seed(position: int) -> int:
+    return 0
 
 
 def _first(fetched: list[Any]) -> Any:
