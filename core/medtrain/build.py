@@ -98,6 +98,11 @@ def build_split(config: RunConfig, plugins: Plugins, world: World) -> Split:
         data = plugins.ask("build_data", config=config)
     if data is None or data is NONE:
         raise PluginError(f"none of the plugins {', '.join(plugins.names)} has data (hook build_data)")
+    return split_data(config, data)
+
+
+def split_data(config: RunConfig, data: Data) -> Split:
+    """The split of given data, with the seed and fractions of the configuration."""
     return make_split(data, config.run.seed, config.data.validation_fraction, config.data.test_fraction)
 
 
@@ -109,9 +114,15 @@ def evaluation_groups(
     recorded: dict[str, Any],
     new: bool,
 ) -> Split:
-    """The groups of a finished run's data, as recorded; of new data, the groups there are and `all` of them."""
+    """The groups of a finished run's data, as recorded; of new data, the groups there are and `all` of them.
+
+    given: data from Python; they are the run's own when they have the recorded members.
+    """
+    if given is not None:
+        has_training_group = given.train is not None or given.whole is not None
+        new = not has_training_group or split_data(config, given).digest() != recorded["sha256"]
     if not new:
-        split = build_split(config, plugins, world)
+        split = split_data(config, given) if given is not None else build_split(config, plugins, world)
         for name, dataset in split.groups.items():
             if list(map(str, sample_ids_of(dataset))) != recorded["groups"].get(name, {}).get("samples"):
                 raise DataError(f"group {name!r} is not the one this run was made with: its samples have changed")

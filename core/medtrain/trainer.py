@@ -13,7 +13,7 @@ from torch import nn
 from medtrain import build, checkpoint, distributed, maps
 from medtrain.build import Monitor
 from medtrain.config import Layers, OptimizationSection, RunConfig, read_toml
-from medtrain.data import Data, Split, make_split
+from medtrain.data import Data, Split
 from medtrain.errors import CheckpointError, ConfigError, DataError, PluginError, UsageError
 from medtrain.fit import LAST, Fit, evaluate, restore_from
 from medtrain.hookspecs import hookimpl
@@ -233,8 +233,7 @@ class Trainer:
 
     def _assemble(self, world: distributed.World, given: Data | None) -> tuple[Run, Engine, Split, Monitor]:
         if given is not None:
-            settings = self.config.data
-            split = make_split(given, self.config.run.seed, settings.validation_fraction, settings.test_fraction)
+            split = build.split_data(self.config, given)
         else:
             split = build.build_split(self.config, self.plugins, world)
         metrics = build.build_metrics(self.config, self.plugins, split)

@@ -480,6 +480,8 @@ def test_objects_instead_of_plugins(tmp_path: Path) -> None:
     result = made.train(data)
     assert result.best_metric["name"] == "fit"
     assert torch.equal(load_file(result.maps / "split-0" / "last" / "model.safetensors")["weight"], net.weight)
+    again = made.evaluate("validation", split=data, checkpoint="last")
+    assert again.metrics["fit"] == result.metrics["validation/fit"]
     new = Data(test=Vectors(90, 4))
     assert math.isfinite(made.evaluate("test", split=new).metrics["fit"])
     with pytest.raises(DataError, match="12 participants of these data were used to fit this model"):
