@@ -15,21 +15,10 @@ import numpy.typing as npt
 from medtrain.metrics import Array, Rows, Undefined
 
 from .bootstrap import bootstrap, percentile_summary
+from .layouts import RACES
 from .survival import FloatArray, concordance_value, risk_comparisons
 
 DENSITIES: dict[int, str] = {1: "A", 2: "B", 3: "C", 4: "D"}
-
-# The one race table: EMBED's RACE_DESC, spelt as in its files; the index is the code in batches and rows.
-RACES: tuple[str, ...] = (
-    "Caucasian or White",
-    "African American  or Black",
-    "Asian",
-    "American Indian or Alaskan Native",
-    "Native Hawaiian or Other Pacific Islander",
-    "Multiple",
-    "Unknown",
-    "Unavailable or Unreported",
-)
 
 EMBED_CANCER_TYPES: dict[int, str] = {
     0: "invasive",

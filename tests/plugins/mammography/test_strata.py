@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from medtrain.metrics import Rows
+from medtrain_plugins.mammography.layouts import RACES
 from medtrain_plugins.mammography.strata import (
     CSAW_CANCER_TYPES,
-    RACES,
     exam_rows,
     group_report,
     patient_rows,
