@@ -118,12 +118,6 @@ def launch(processes: int, arguments: list[str]) -> int:
     return 0
 
 
-def leave() -> None:
-    """End the process group, so that no process waits for one that is gone."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def replicate(model: nn.Module, world: World, find_unused_parameters: bool) -> nn.Module:
     """The model under DDP when there are several processes; gradients are averaged, buffers those of rank 0."""
     if world.size == 1:
