@@ -9,6 +9,8 @@ import click
 
 from medtrain_cli.options import FILE
 
+SET = click.option("--set", "set_", multiple=True, metavar="KEY=VALUE", help="Change a key of the run's configuration.")
+
 
 @click.command("eval")
 @click.argument("run", type=FILE)
@@ -18,6 +20,7 @@ from medtrain_cli.options import FILE
 @click.option("--split", default=0, show_default=True, help="Which split of the run.")
 @click.option("--checkpoint", help="A checkpoint's name; default: the best, else the last.")
 @click.option("--out", type=FILE, help="Where the files go; default: evaluation-<group> in the split's folder.")
+@SET
 @click.option("--json", "as_json", is_flag=True, help="Last line of standard output: one JSON object.")
 def evaluate(
     run: Path,
@@ -27,6 +30,7 @@ def evaluate(
     split: int,
     checkpoint: str | None,
     out: Path | None,
+    set_: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Evaluate a run (or one of its checkpoints) on a group: metrics, predictions, plots, report."""
@@ -34,7 +38,7 @@ def evaluate(
     from medtrain.maps import strict
 
     maps, split, checkpoint = _locate(run, split, checkpoint)
-    trainer = Trainer.from_maps(maps)
+    trainer = Trainer.from_maps(maps, assignments=set_)
     group = group or ("test" if data is None and images is None else "all")
     result = trainer.evaluate(group, split_idx=split, checkpoint=checkpoint, table=data, images=images)
     folder = trainer.report(out)
@@ -61,8 +65,17 @@ def evaluate(
 @click.option("--split", default=0, show_default=True, help="Which split of the run.")
 @click.option("--checkpoint", help="A checkpoint's name; default: the best, else the last.")
 @click.option("--out", type=FILE, help="CSV or Parquet file; default: print.")
+@SET
 @click.option("--json", "as_json", is_flag=True, help="Last line of standard output: one JSON object.")
-def predict(run: Path, input: Path, split: int, checkpoint: str | None, out: Path | None, as_json: bool) -> None:
+def predict(
+    run: Path,
+    input: Path,
+    split: int,
+    checkpoint: str | None,
+    out: Path | None,
+    set_: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Predict for INPUT (what it may be, the run's plugin says) with a trained run."""
     from medtrain import Trainer
     from medtrain.errors import DataError, UsageError
@@ -70,7 +83,7 @@ def predict(run: Path, input: Path, split: int, checkpoint: str | None, out: Pat
     maps, split, checkpoint = _locate(run, split, checkpoint)
     if not input.exists():
         raise DataError(f"{input}: there is no such file or folder")
-    predictions = Trainer.from_maps(maps).predict(input, split_idx=split, checkpoint=checkpoint)
+    predictions = Trainer.from_maps(maps, assignments=set_).predict(input, split_idx=split, checkpoint=checkpoint)
     if out is not None:
         try:
             if out.suffix == ".parquet":

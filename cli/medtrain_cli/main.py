@@ -27,6 +27,11 @@ COMMANDS = {
     "config.schema": ("medtrain_cli.config:schema", "Print the JSON schema of the configuration."),
     "runs.list": ("medtrain_cli.runs:list_runs", "List run directories."),
     "runs.show": ("medtrain_cli.runs:show", "Show one run: status, history, checkpoints."),
+    "runs.compare": ("medtrain_cli.compare:compare", "Compare runs on what all of them scored."),
+    "weights.import": ("medtrain_cli.weights:import_weights", "Convert weights of any origin for a plugin's model."),
+    "weights.export": ("medtrain_cli.weights:export", "Write the weights of a run to one file."),
+    "weights.show": ("medtrain_cli.weights:show", "Show what a weights file holds."),
+    "export": ("medtrain_cli.export:export", "Write a trained model to one file for other tools: ONNX, int8, pth."),
     "doctor": ("medtrain_cli.doctor:doctor", "Show what this machine has and whether it will do."),
 }
 GROUPS = {
@@ -34,8 +39,11 @@ GROUPS = {
     "plugins": "Find, inspect, check and start plugins.",
     "config": "Show and check configurations.",
     "runs": "Look at run directories.",
+    "weights": "Convert, export and inspect weights.",
     "data": "Make and inspect data.",
     "data.synth": "Write synthetic data in a real layout.",
+    "benchmark": "Train everything that solves one task, and compare it.",
+    "calibrate": "Calibrate trained models.",
 }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
+import json
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,18 +12,22 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from medtrain import defaults, determinism
+from medtrain import checkpoint, defaults, determinism
 from medtrain.config import Layers, RunConfig
 from medtrain.data import Data, Joined, Loader, Split, make_split, participants_of, sample_ids_of
 from medtrain.defaults import Plan, Schedule, WarmupSchedule
 from medtrain.determinism import StepSeeder
 from medtrain.distributed import World, replicate
-from medtrain.errors import CheckpointError, ConfigError, DataError, PluginError
+from medtrain.errors import ConfigError, DataError, PluginError
 from medtrain.hookspecs import NONE
 from medtrain.loop import Engine
 from medtrain.metrics import Metric
 from medtrain.model import unwrap
 from medtrain.plugins import Plugins
+from medtrain.weights import Weights, checkpoint_of, load_state
+from medtrain.weights import read as read_weights
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -32,64 +38,76 @@ class Monitor:
     mode: Literal["max", "min"]
 
 
-def build_model(plugin: str, weights: str | Path | None = None, **options: Any) -> nn.Module:
+def build_model(plugin: str, weights: str | Path | Sequence[str | Path] | None = None, **options: Any) -> nn.Module:
     """A plugin's model, freshly initialised or with weights.
 
-    plugin: its name. weights: a safetensors file, or a `.pth` state dict (read with `weights_only=True`).
-    options: those of `[plugins.<plugin>]`. Raises ConfigError for unknown options, PluginError for unknown
-    plugins, and ConfigError when the weights do not fit.
+    plugin: its name. weights: what `medtrain weights import` reads: safetensors, a state dict, a run directory or
+    checkpoint, a file of another project that the plugin knows, or the several files it is spread over.
+    options: those of `[plugins.<plugin>]`; options recorded with the weights fill in those that are not given.
+    Raises ConfigError for unknown options and files that are not there or no weights, PluginError for unknown
+    plugins, and CheckpointError when weights are damaged, refused, or do not fit.
+    """
+    layers = Layers()
+    layers.add({"plugins": {plugin: options}}, "build_model")
+    paths = [] if weights is None else [weights] if isinstance(weights, str | Path) else list(weights)
+    return build_with_weights(plugin, layers, [Path(path) for path in paths])[0]
+
+
+def build_with_weights(plugin: str, given: Layers, paths: Sequence[Path]) -> tuple[nn.Module, Weights]:
+    """A plugin's model, and what was read from the files (none: nothing) and loaded into it.
+
+    given: options, which win over those recorded with the weights. In the answer, `options` are both together.
     """
     plugins = Plugins.of([plugin])
-    layers = Layers()
-    layers.add({"plugins": {plugin: options}, "run": {"plugins": [plugin]}}, "build_model")
-    config = layers.build(plugins.options()).with_fresh_model()
+    named = {"run": {"plugins": [plugin]}}
+    given.add(named, "medtrain")
+    found = Weights({})
+    if paths:
+        found = read_weights(plugins, plugin, _provisional(given, plugins, named), paths)
+        given = _fill_in(plugin, given, found, ", ".join(map(str, paths)))
+    config = given.build(plugins.options()).with_fresh_model()
     determinism.seed_model(config.run.seed)
     model: nn.Module = unwrap(_required(plugins, "build_model", config=config))
-    if weights is not None:
-        load_weights(model, Path(weights))
-    return model
+    if paths:
+        load_state(model, found.state, ", ".join(map(str, paths)))
+    return model, found
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state dict into a model; every key must fit."""
-    from medtrain.checkpoint import load_model_file
+def _provisional(given: Layers, plugins: Plugins, named: dict[str, Any]) -> RunConfig:
+    """The given options, or the defaults when the given ones only make sense with those recorded with the weights."""
+    try:
+        return given.build(plugins.options()).with_fresh_model()
+    except ConfigError:
+        bare = Layers()
+        bare.add(named, "medtrain")
+        return bare.build(plugins.options()).with_fresh_model()
 
-    if not path.is_file():
-        raise ConfigError(f"{path}: there is no such weights file")
-    if path.suffix == ".safetensors":
-        state = load_model_file(path)
-    else:
-        try:
-            loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"{path}: not a plain state dict, and nothing else is loaded: {reason}") from None
-        inner = loaded.get("model", loaded.get("state_dict", loaded))
-        state = {key.removeprefix("module."): value for key, value in inner.items()}
-    load_state(model, state, str(path))
+
+def _fill_in(plugin: str, given: Layers, found: Weights, where: str) -> Layers:
+    """The given options over those recorded with the weights, which are told where they differ."""
+    table = given.values.get("plugins")
+    options = table.get(plugin) if isinstance(table, dict) else None
+    options = options if isinstance(options, dict) else {}
+    for name, value in options.items():
+        recorded = found.options.get(name, value)
+        if json.dumps(recorded, default=str) != json.dumps(value, default=str):
+            logger.warning("%s=%s as given, though the weights were made with %s", name, value, recorded)
+    both = Layers()
+    both.add({"plugins": {plugin: found.options}}, where)
+    both.add(given.values, "")
+    both.sources |= given.sources
+    found.options = {**found.options, **options}
+    return both
 
 
 def weights_file(where: str, key: str) -> Path:
     """The weights a configuration key names: a file, or a run directory's best (else last) model."""
-    from medtrain import checkpoint
-    from medtrain.maps import Maps
-
     path = Path(where)
     if path.is_dir():
-        split = Maps.open(path).split(0)
-        return (split.best() or split.checkpoint("last")) / checkpoint.MODEL
+        return checkpoint_of(path) / checkpoint.MODEL
     if not path.is_file():
         raise ConfigError(f"{key}: there is no file {where!r}")
     return path
-
-
-def load_state(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
-    """Load a state dict; what does not fit becomes one readable error."""
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:4]]
-        raise CheckpointError(f"{where}: the weights do not fit this model: {' '.join(lines)[:600]}") from None
 
 
 def build_split(config: RunConfig, plugins: Plugins, world: World) -> Split:
@@ -232,6 +250,8 @@ def make_loader(config: RunConfig, split: Split, group: str, engine: Engine) -> 
         batch_size,
         seed=config.run.seed,
         shuffle=training,
+        balance=training and config.data.sampling == "class_balanced",
+        max_batches=config.data.max_batches if training else None,
         augmentation=engine.augmentation if training else None,
         collate_fn=split.collate,
         num_workers=config.data.num_workers,
@@ -249,6 +269,7 @@ def steps_per_epoch(batches: int, accumulation_steps: int) -> int:
 def make_plan(config: RunConfig, engine: Engine, split: Split, monitor: Monitor) -> Plan:
     """How long the run is, for schedulers."""
     batches = -(-len(split.groups["train"]) // (config.data.batch_size * engine.world.size))
+    batches = min(batches, config.data.max_batches or batches)
     steps = steps_per_epoch(batches, config.optimization.accumulation_steps)
     return Plan(config.optimization.num_epochs, steps, monitor.name, monitor.mode)
 

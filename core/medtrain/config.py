@@ -44,6 +44,10 @@ class DataSection(SectionModel):
     batch_size: int = Field(8, ge=1, description="samples per process and step")
     evaluation_batch_size: int | None = Field(None, ge=1, description="the same outside training")
     num_workers: int = Field(0, ge=0, description="loader processes; 0 loads in the training process")
+    sampling: Literal["shuffle", "class_balanced"] = Field(
+        "shuffle", description="class_balanced: draw training samples with replacement, every class equally often"
+    )
+    max_batches: int | None = Field(None, ge=1, description="an epoch ends after this many training batches")
     validation_fraction: float = Field(0.2, gt=0, lt=1, description="when the core splits one dataset")
     test_fraction: float = Field(0.1, ge=0, lt=1, description="when the core splits one dataset")
 

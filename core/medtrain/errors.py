@@ -45,6 +45,10 @@ class CheckpointError(MedtrainError):
     exit_code = 3
 
 
+class ExportError(MedtrainError):
+    """An exported model that is not as good as the trained one."""
+
+
 class DivergedError(MedtrainError):
     """The training loss is no longer finite."""
 

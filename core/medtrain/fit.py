@@ -21,6 +21,7 @@ from medtrain.model import unwrap
 from medtrain.plugins import Plugins
 from medtrain.run import Run
 from medtrain.signals import Signals
+from medtrain.weights import load_state
 
 LAST = "last"
 STATUS_SECONDS = 1.0
@@ -263,10 +264,10 @@ class Fit:
         state = saved.state
         weights = saved.model
         if engine.ema is not None:
-            build.load_state(unwrap(engine.ema.module), saved.model, "checkpoint")
+            load_state(unwrap(engine.ema.module), saved.model, "checkpoint")
             engine.ema.n_averaged.copy_(state["ema"]["n_averaged"])
             weights = state["ema"]["training_model"]
-        build.load_state(unwrap(engine.plain), weights, "checkpoint")
+        load_state(unwrap(engine.plain), weights, "checkpoint")
         engine.optimizer.load_state_dict(state["optimizer"])
         engine.schedule.load_state_dict(state["schedule"])
         if engine.scaler:

@@ -16,6 +16,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     import torch
     from pydantic import BaseModel
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
     from medtrain.config import RunConfig
     from medtrain.data import Data
     from medtrain.defaults import Plan
+    from medtrain.export import Check
     from medtrain.metrics import Metric
     from medtrain.report import Section
     from medtrain.run import Run
+    from medtrain.weights import Weights
 
 hookspec = pluggy.HookspecMarker("medtrain")
 hookimpl = pluggy.HookimplMarker("medtrain")
@@ -78,7 +81,7 @@ class Building:
 
 
 class Doing:
-    """Asked when a run evaluates, predicts or reports."""
+    """Asked when a run evaluates, predicts or reports, or when weights are read or exported."""
 
     @hookspec(firstresult=True)
     def evaluate(self, run: Run, loader: Iterable[dict[str, Any]]) -> Any | None:
@@ -87,6 +90,19 @@ class Doing:
     @hookspec(firstresult=True)
     def predict(self, run: Run, sample: Any) -> Any | None:
         """A pandas table of predictions for `sample`: what the user named on `medtrain predict`. No default."""
+
+    @hookspec(firstresult=True)
+    def import_weights(self, config: RunConfig, paths: list[Path]) -> Weights | None:
+        """`medtrain.weights.Weights` from files of other projects. Default: safetensors, a plain state dict."""
+
+    @hookspec(firstresult=True)
+    def export(self, run: Run, format: str, path: Path, check: Check | None) -> dict[str, Any] | None:
+        """Write `run.model` (on the CPU, in eval mode) to `path` in a format, and tell about it in JSON.
+
+        check: what to hold the file against, None for --no-check; raise `ExportError` when it is not as good, and
+        nothing is kept. `notes` in the answer are sentences for people. None for formats the plugin does not know.
+        Default: safetensors and pth, a plain state dict.
+        """
 
     @hookspec
     def report_sections(self, run: Run) -> list[Section]:  # type: ignore[empty-body]

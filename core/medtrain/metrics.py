@@ -39,6 +39,12 @@ class Metric(Protocol):
     names: the values it returns, the main one first. mode: whether larger ("max") or smaller ("min") is better, for
     all of them. Optional: `details(rows, seed) -> dict` of JSON values (confidence intervals, strata), asked for when
     a finished model is evaluated.
+
+    Optional: `compare(tables, metrics, seed, replicates) -> medtrain.compare.Comparison`, for metrics that compare
+    runs in a way of their own (other units than samples, further tests). tables: the rows of each run by its name,
+    complete as evaluated; metrics: each run's metric; asked of the first run's. Without it runs are compared on the
+    samples they share, by `compute` in a bootstrap of participants; columns that hold the truth may be named in an
+    attribute `target` (a string) to have them checked for equality.
     """
 
     names: Sequence[str]

@@ -207,6 +207,8 @@ CORE_DEFAULTS = {
     "build_metrics": "no metric besides the loss",
     "build_augmentation": "no augmentation",
     "evaluate": "loop over the group, rows to metrics",
+    "import_weights": "safetensors, or a plain state dict",
+    "export": "safetensors, or a plain state dict",
 }
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from medtrain.errors import UsageError
 from medtrain.maps import strict, write_json, write_text
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from medtrain.run import Run
 
 METRICS, PREDICTIONS, REPORT, PLOTS = "metrics.json", "predictions", "report.html", "plots"
+
+# Metadata of predictions.parquet, which make the table rows again.
+SHAPES, PARTICIPANTS = "shapes", "participants"
 
 
 @dataclass
@@ -41,20 +46,41 @@ def write_evaluation(folder: Path, run: Run, sections: Sequence[Section]) -> Non
     """Write `run.evaluation` to a folder: metrics.json, predictions.parquet and .csv, plots/*.png, report.html."""
     evaluation = run.evaluation
     assert evaluation is not None
+    make_folder(folder)
+    write_json(folder / METRICS, describe(run, evaluation))
+    table = predictions(evaluation.rows)
+    table.attrs[PARTICIPANTS] = _participants(run, evaluation)
+    table.to_parquet(folder / f"{PREDICTIONS}.parquet", index=False)
+    table.to_csv(folder / f"{PREDICTIONS}.csv", index=False)
+    where = run.maps.path.parent.name if run.maps else ""
+    checkpoint = run.checkpoint.name if run.checkpoint else "no checkpoint"
+    write_page(
+        folder,
+        f"{', '.join(run.config.run.plugins)}: group {evaluation.group}",
+        f"Run {where}, {checkpoint} (step {run.step}), {len(evaluation.rows['sample_id'])} samples.",
+        [overview(run, evaluation), *sections],
+    )
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a report; UsageError when it cannot be written."""
     try:
         (folder / PLOTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written ({error.strerror}); give another --out") from None
-    write_json(folder / METRICS, describe(run, evaluation))
-    table = predictions(evaluation.rows)
-    table.to_parquet(folder / f"{PREDICTIONS}.parquet", index=False)
-    table.to_csv(folder / f"{PREDICTIONS}.csv", index=False)
+
+
+def write_page(folder: Path, title: str, facts: str, sections: Sequence[Section]) -> None:
+    """Write sections to a folder (`make_folder`) as plots/*.png and one self-contained report.html.
+
+    facts: the line under the title.
+    """
     images: dict[str, bytes] = {}
-    for section in (shown := [overview(run, evaluation), *sections]):
+    for section in sections:
         for stem, figure in section.figures.items():
             images[stem] = _png(figure)
             (folder / PLOTS / f"{stem}.png").write_bytes(images[stem])
-    write_text(folder / REPORT, _html(run, evaluation, shown, images))
+    write_text(folder / REPORT, _html(title, facts, sections, images))
 
 
 def describe(run: Run, evaluation: Evaluation) -> dict[str, Any]:
@@ -84,9 +110,44 @@ def predictions(rows: Rows) -> pd.DataFrame:
         if values.ndim == 1:
             columns[name] = values
         else:
-            flat = values.reshape(len(values), -1)
+            flat = values.reshape(len(values), math.prod(values.shape[1:]))
             columns |= {f"{name}_{i + 1}": flat[:, i] for i in range(flat.shape[1])}
-    return pd.DataFrame(columns)
+    table = pd.DataFrame(columns)
+    table.attrs[SHAPES] = {name: list(values.shape[1:]) for name, values in rows.items()}
+    return table
+
+
+def read_predictions(path: Path) -> tuple[Rows, list[str] | None] | None:
+    """The rows of a predictions.parquet as they were, and the participant of each where they are known.
+
+    None when the file does not tell the shapes of its columns.
+    """
+    import pandas as pd
+
+    table = pd.read_parquet(path)
+    if SHAPES not in table.attrs:
+        return None
+    rows: Rows = {}
+    for name, shape in table.attrs[SHAPES].items():
+        if shape:
+            parts = [table[f"{name}_{i + 1}"].to_numpy() for i in range(math.prod(shape))]
+            rows[name] = np.stack(parts, axis=1).reshape(len(table), *shape)
+        else:
+            rows[name] = table[name].to_numpy()
+    return rows, table.attrs.get(PARTICIPANTS)
+
+
+def _participants(run: Run, evaluation: Evaluation) -> list[str] | None:
+    """The participant of each row, when the group is one of the run's data that tells them."""
+    from medtrain.data import participants_of, sample_ids_of
+
+    dataset = getattr(run.data, evaluation.group, None)
+    if dataset is None or (participants := participants_of(dataset)) is None:
+        return None
+    participant_of = dict(zip(map(str, sample_ids_of(dataset)), map(str, participants), strict=True))
+    found = [participant_of.get(str(sample)) for sample in evaluation.rows["sample_id"]]
+    known = [participant for participant in found if participant is not None]
+    return known if len(known) == len(found) else None
 
 
 def overview(run: Run, evaluation: Evaluation) -> Section:
@@ -140,13 +201,10 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _html(run: Run, evaluation: Evaluation, sections: Sequence[Section], images: dict[str, bytes]) -> str:
+def _html(title: str, facts: str, sections: Sequence[Section], images: dict[str, bytes]) -> str:
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(loader=PackageLoader("medtrain"), autoescape=True, trim_blocks=True)
-    plugins = ", ".join(run.config.run.plugins)
-    where = run.maps.path.parent.name if run.maps else ""
-    checkpoint = run.checkpoint.name if run.checkpoint else "no checkpoint"
     shown = [
         {
             "title": section.title,
@@ -156,11 +214,7 @@ def _html(run: Run, evaluation: Evaluation, sections: Sequence[Section], images:
         }
         for section in sections
     ]
-    return environment.get_template("report.html").render(
-        title=f"{plugins}: group {evaluation.group}",
-        facts=f"Run {where}, {checkpoint} (step {run.step}), {len(evaluation.rows['sample_id'])} samples.",
-        sections=shown,
-    )
+    return environment.get_template("report.html").render(title=title, facts=facts, sections=shown)
 
 
 def _table(table: pd.DataFrame) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from medtrain.metrics import Evaluation, Metric
 from medtrain.model import unwrap
 from medtrain.plugins import Plugins
 from medtrain.run import Run
+from medtrain.weights import load_state
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ class Trainer:
         model = unwrap(build.build_module(config, self.plugins, world))
         run = Run(config, model, world.device, folder, split=split_idx)
         path = self._evaluated_checkpoint(folder, checkpoint)
-        build.load_state(run.model, checkpoint_weights(path), str(path))
+        load_state(run.model, checkpoint_weights(path), str(path))
         run.model.eval()
         run.checkpoint = path
         answer = self.plugins.ask("predict", run=run, sample=sample)
@@ -303,7 +304,7 @@ class Trainer:
         saved, problems = checkpoint.read_newest(path)
         for problem in problems:
             folder.log(f"damaged checkpoint passed over: {problem}")
-        build.load_state(unwrap(engine.plain), saved.model, str(path))
+        load_state(unwrap(engine.plain), saved.model, str(path))
         run.checkpoint, run.step, run.epoch = path, saved.facts["step"], saved.facts["epoch"]
 
     def _plugin_rows(self) -> list[dict[str, str]]:

@@ -32,6 +32,7 @@ HOOKS = {
     hookspecs.Doing: {
         "evaluate": ["run", "loader"],
         "predict": ["run", "sample"],
+        "import_weights": ["config", "paths"],
         "report_sections": ["run"],
     },
     hookspecs.Lifecycle: {
@@ -128,6 +129,9 @@ OPTIONS = {
     "config.schema": "plugin",
     "runs.list": "json",
     "runs.show": "json",
+    "weights.import": "out set json",
+    "weights.export": "out checkpoint format json",
+    "weights.show": "json",
     "doctor": "json",
 }
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from medtrain import determinism
 from medtrain.data import Item, Loader, collate
-from medtrain.data.loader import shard
+from medtrain.data.loader import class_weights, shard
+from medtrain.data.split import Part
 from medtrain.errors import DataError
 from toy_plugin import Shift, Vectors
 
@@ -54,6 +55,34 @@ def test_the_order_depends_on_seed_and_epoch_only() -> None:
     assert one.order(5) != one.order(6)
     assert one.order(5) != Loader(dataset, 4, seed=2, shuffle=True).order(5)
     assert Loader(dataset, 4).order(5) == list(range(40))
+
+
+class Rare(Vectors):
+    """One sample in ten is of class 1."""
+
+    @property
+    def classes(self) -> list[int]:
+        return [int(i % 10 == 0) for i in range(len(self))]
+
+
+def test_balanced_sampling_draws_every_class_equally_often() -> None:
+    dataset = Rare(0, 400)
+    loader = Loader(dataset, 8, seed=1, shuffle=True, balance=True)
+    drawn = [dataset.classes[i] for epoch in range(5) for i in loader.order(epoch)]
+    assert len(drawn) == 2000 and abs(np.mean(drawn) - 0.5) < 0.05  # 4.5 standard errors
+    assert loader.order(3) == Loader(dataset, 4, seed=1, shuffle=True, balance=True, rank=1, world=2).order(3)
+    assert loader.order(3) != loader.order(4)
+    part = Part(dataset, range(0, 400, 5))
+    assert class_weights(part).tolist() == [1 / 40, 1 / 40] * 40
+    with pytest.raises(DataError, match=r"data\.sampling: Vectors names no classes"):
+        Loader(Vectors(0, 4), 2, shuffle=True, balance=True)
+
+
+def test_an_epoch_of_few_batches_still_sees_everything_in_time() -> None:
+    loader = Loader(Vectors(0, 20), 2, seed=1, shuffle=True, max_batches=3)
+    assert len(loader) == len(list(loader)) == 3
+    assert len({i for epoch in range(20) for i in loader.order(epoch)}) == 20
+    assert len(Loader(Vectors(0, 20), 2, max_batches=99)) == 10
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

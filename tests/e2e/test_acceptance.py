@@ -89,9 +89,9 @@ from medtrain import hookimpl
 
 @hookimpl
 def build_model(config):
-    from medtrain_plugins import lmv_net
+    from medtrain_plugins.lmv_net import LMVNetPlugin
 
-    model = lmv_net.build_model(config)
+    model = LMVNetPlugin().build_model(config)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.requires_grad_(False)

@@ -18,6 +18,7 @@ class Dataset(Protocol):
       sample_ids: Sequence[str]    one per sample, unique; default: the index as text
       participants: Sequence[str]  whose sample it is; a participant may be in one group only
       strata: Sequence[Any]        what to balance when the core splits the dataset
+      classes: Sequence[Any]       what `data.sampling = "class_balanced"` balances in training
       deterministic: bool          True when `__getitem__` draws nothing at random; otherwise Python's, NumPy's
                                    and torch's generators are seeded before each training sample
     """
@@ -64,6 +65,12 @@ def sample_ids_of(dataset: Dataset) -> Sequence[str]:
     """One name per sample."""
     ids = getattr(dataset, "sample_ids", None)
     return [str(i) for i in range(len(dataset))] if ids is None else ids
+
+
+def classes_of(dataset: Dataset) -> Sequence[Any] | None:
+    """The class of each sample, one per sample; None when the dataset does not say."""
+    found: Sequence[Any] | None = getattr(dataset, "classes", None)
+    return found
 
 
 def participants_of(dataset: Dataset) -> Sequence[str] | None:

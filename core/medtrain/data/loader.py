@@ -7,6 +7,7 @@ positions of it, of which each process takes one contiguous part. Any position c
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from medtrain import determinism
-from medtrain.data.contract import Augmentation, Dataset
+from medtrain.data.contract import Augmentation, Dataset, classes_of
 from medtrain.errors import DataError
 
 Batch = dict[str, Any]
@@ -55,10 +56,22 @@ def shard(start: int, stop: int, rank: int, world: int) -> range:
     return range(first, first + size + (rank < extra))
 
 
+def class_weights(dataset: Dataset) -> torch.Tensor:
+    """The chance of each sample under class-balanced sampling, (N,) float64; raises DataError without classes."""
+    classes = classes_of(dataset)
+    if classes is None:
+        raise DataError(f"data.sampling: {type(dataset).__name__} names no classes; use 'shuffle'")
+    labels = list(map(str, classes))
+    counts = Counter(labels)
+    return torch.tensor([1 / counts[label] for label in labels], dtype=torch.float64)
+
+
 class Loader:
     """Batches of one group in the global order.
 
     shuffle: a new order each epoch, and transforms seeded per sample; otherwise dataset order.
+    balance: with `shuffle`, samples are drawn with replacement, all of the dataset's `classes` equally often.
+    max_batches: an epoch ends after so many global batches.
     num_workers: 0 loads in this process, without torch's DataLoader (which costs 20 us a batch).
     """
 
@@ -69,6 +82,8 @@ class Loader:
         *,
         seed: int = 0,
         shuffle: bool = False,
+        balance: bool = False,
+        max_batches: int | None = None,
         augmentation: Augmentation | None = None,
         collate_fn: Callable[[list[dict[str, Any]]], Batch] | None = None,
         num_workers: int = 0,
@@ -78,8 +93,9 @@ class Loader:
     ) -> None:
         self.dataset, self.seed, self.shuffle = dataset, seed, shuffle
         self.rank, self.world = rank, world
-        self.size = len(dataset)
         self.global_batch = batch_size * world
+        self.size = min(len(dataset), (max_batches or len(dataset)) * self.global_batch)
+        self.weights = class_weights(dataset) if balance else None
         self.fetch = _Fetch(dataset, augmentation, shuffle, collate_fn or collate)
         self.plan = _Plan()
         self.workers: Any = None
@@ -104,7 +120,11 @@ class Loader:
         if not self.shuffle:
             return list(range(self.size))
         generator = torch.Generator().manual_seed(determinism.derive(self.seed, determinism.ORDER, epoch))
-        order: list[int] = torch.randperm(self.size, generator=generator).tolist()
+        if self.weights is None:
+            drawn = torch.randperm(len(self.dataset), generator=generator)[: self.size]
+        else:
+            drawn = torch.multinomial(self.weights, self.size, replacement=True, generator=generator)
+        order: list[int] = drawn.tolist()
         return order
 
     def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[Item]:

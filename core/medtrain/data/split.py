@@ -12,7 +12,7 @@ import numpy as np
 from torch.utils.data import ConcatDataset, Subset
 
 from medtrain import determinism
-from medtrain.data.contract import GROUPS, Data, Dataset, participants_of, sample_ids_of
+from medtrain.data.contract import GROUPS, Data, Dataset, classes_of, participants_of, sample_ids_of
 from medtrain.errors import DataError, first_lines
 
 
@@ -25,6 +25,8 @@ class Part(Subset[Any]):
         self.deterministic = bool(getattr(dataset, "deterministic", False))
         participants = participants_of(dataset)
         self.participants = None if participants is None else [participants[i] for i in indices]
+        classes = classes_of(dataset)
+        self.classes = None if classes is None else [classes[i] for i in indices]
 
 
 class Joined(ConcatDataset[Any]):

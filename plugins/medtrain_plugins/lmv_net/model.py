@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import torch
-from medtrain.errors import ConfigError, DataError
+from medtrain.errors import ConfigError
 from torch import Tensor, nn
 
 from medtrain_plugins.mammography.backbone import OUT_CHANNELS, STRIDE, mirai_backbone
@@ -22,15 +22,10 @@ from medtrain_plugins.mammography.layers import (
     warp,
 )
 from medtrain_plugins.mammography.registration import MammoRegNet
-from medtrain_plugins.mammography.risk_model import BaseRiskModel, Head
+from medtrain_plugins.mammography.risk_model import BaseRiskModel, Head, InputNorm, check_images
 
 IMAGES = ("current_image_cc", "current_image_mlo", "previous_image_cc", "previous_image_mlo")
-
-# What Mirai's weights were trained on: 16-bit pixels, standardised.
-MIRAI_MEAN, MIRAI_STD = 7047.99, 12005.5
-
-ENCODER = "longitudinal_feat_processor.encoder"
-REGISTRATION = "longitudinal_feat_processor.mammo_reg_net"
+PIXELS_AT_ONCE = 2**18  # of one exam, in the registration network
 
 
 class FeedForward(nn.Module):
@@ -121,6 +116,8 @@ class LMVNet(BaseRiskModel):
     """
 
     head_weights: ClassVar[dict[str, float]] = {"multi": 1.0, "cc": 0.2, "mlo": 0.2}
+    encoder_name: ClassVar[str] = "longitudinal_feat_processor.encoder"
+    registration_name: ClassVar[str] = "longitudinal_feat_processor.mammo_reg_net"
 
     def __init__(
         self,
@@ -135,16 +132,16 @@ class LMVNet(BaseRiskModel):
         ffn_ratio: int = 2,
         align_prior: bool = False,
         finetune_encoder: bool = True,
-        input_norm: Literal["none", "mirai"] = "none",
+        input_norm: InputNorm = "none",
     ) -> None:
-        super().__init__()
+        super().__init__(input_norm)
         if feature_dim != 3 * OUT_CHANNELS:
             raise ConfigError(
                 f"feature_dim is {feature_dim}, but current, prior and difference of the image encoder's "
                 f"{OUT_CHANNELS} channels make {3 * OUT_CHANNELS}"
             )
         self.registration, self.compat = registration, compat
-        self.align_prior, self.input_norm = align_prior, input_norm
+        self.align_prior = align_prior
         self.longitudinal_feat_processor = LongitudinalFeatProcessor(registration == "mammo_reg_net")
         self.cross_attn_blocks = nn.ModuleList(
             DualStreamBlock(feature_dim, num_heads, dropout, drop_path, ffn_ratio) for _ in range(num_blocks)
@@ -152,12 +149,12 @@ class LMVNet(BaseRiskModel):
         self.view_fc = nn.Linear(2 * feature_dim, feature_dim)
         self.cumulative_risk = CumulativeProbabilityLayer(feature_dim)
         if registration == "mammo_reg_net":
-            self.freeze(REGISTRATION)
+            self.freeze(self.registration_name)
         if not finetune_encoder:
-            self.freeze(ENCODER)
+            self.freeze(self.encoder_name)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        check_images(batch)
+        check_images(batch, IMAGES, "LMV-Net")
         # The two views of an exam are one batch from here on: CC first, then MLO.
         current = torch.cat([batch["current_image_cc"], batch["current_image_mlo"]])
         previous = torch.cat([batch["previous_image_cc"], batch["previous_image_mlo"]])
@@ -177,28 +174,30 @@ class LMVNet(BaseRiskModel):
 
     def longitudinal_features(self, current: Tensor, previous: Tensor, time_gap: Tensor) -> Tensor:
         """Images (N, 1, H, W) of both exams and years between them (N,) -> features (N, 1536, H/32, W/32)."""
-        f_cur, f_pri = self.encode(torch.cat([current, previous])).chunk(2)
-        f_aligned = self.align(f_pri, current, previous)
+        # First, so that the registration's full-size maps are gone before the encoder's stay for the backward pass.
+        displacement = self.displacement(current, previous)
+        f_cur, f_pri = self.features(torch.cat([current, previous])).chunk(2)
+        f_aligned = f_pri if displacement is None else warp(f_pri, displacement)
         difference = (f_cur - f_aligned).abs()
         tokens = difference.flatten(2).permute(2, 0, 1)  # (h * w, N, 512), as the encoding wants them
         tokens = self.longitudinal_feat_processor.positional_encoding(tokens, time_gap)
         f_diff = tokens.permute(1, 2, 0).view(f_cur.shape)
         return torch.cat([f_cur, f_aligned if self.align_prior else f_pri, f_diff], dim=1)
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Images (N, 1, H, W) in [0, 1] -> features (N, 512, H/32, W/32)."""
-        if self.input_norm == "mirai":
-            images = (images * 65535 - MIRAI_MEAN) / MIRAI_STD
-        features: Tensor = self.run(ENCODER, images.expand(-1, 3, -1, -1))
-        return features
+    def displacement(self, current: Tensor, previous: Tensor) -> Tensor | None:
+        """Where in the prior's features the tissue of each of the current ones is found, (N, 2, h, w); None: there.
 
-    def align(self, f_pri: Tensor, current: Tensor, previous: Tensor) -> Tensor:
-        """Features of the prior exam, moved to where the current exam shows the same tissue."""
+        Some pairs at a time, large ones one by one: they do not depend on each other, and take less memory in turn.
+        """
         if self.registration == "none":
-            return f_pri
-        flow = self.run(REGISTRATION, current, previous)[1]
-        size = (f_pri.shape[-2], f_pri.shape[-1])
-        return warp(f_pri, feature_displacement(flow, size, self.compat))
+            return None
+        height, width = current.shape[-2:]
+        pairs = max(1, PIXELS_AT_ONCE // (height * width))
+        flows = [
+            self.run(self.registration_name, *images)[1]
+            for images in zip(torch.split(current, pairs), torch.split(previous, pairs), strict=True)
+        ]
+        return feature_displacement(torch.cat(flows), (height // STRIDE, width // STRIDE), self.compat)
 
     @staticmethod
     def risk_heads(outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Head]:
@@ -210,22 +209,3 @@ class LMVNet(BaseRiskModel):
     def primary_risk(outputs: dict[str, Tensor]) -> Tensor:
         """Probability of cancer within 1 to 5 years by the fused head, (B, 5)."""
         return outputs["risk_multi"].sigmoid()
-
-
-def check_images(batch: dict[str, Any]) -> None:
-    """Raises DataError unless the four images are there, of one shape (B, 1, H, W), sides multiples of 32."""
-    missing = [key for key in IMAGES if key not in batch]
-    if missing:
-        raise DataError(f"LMV-Net needs four images per sample; the batch has no {', '.join(missing)}")
-    shapes = {key: tuple(batch[key].shape) for key in IMAGES}
-    shape = shapes[IMAGES[0]]
-    if len(set(shapes.values())) > 1 or len(shape) != 4 or shape[1] != 1:
-        listing = ", ".join(f"{key} {found}" for key, found in shapes.items())
-        raise DataError(f"LMV-Net needs four images of one shape (B, 1, H, W); the batch has {listing}")
-    height, width = shape[2:]
-    if height % STRIDE or width % STRIDE:
-        raise DataError(
-            f"images are {height} x {width} pixels, but LMV-Net needs height and width to be multiples of "
-            f"{STRIDE} (its features are that much coarser): resize or pad them, for example to "
-            f"{-(-height // STRIDE) * STRIDE} x {-(-width // STRIDE) * STRIDE}"
-        )

@@ -33,6 +33,7 @@ from .layouts import (
 
 LABELS = ["years_to_cancer", "years_to_followup"]
 EXAMPLES = 3  # named per kind of problem
+FURTHER = "factor_"  # columns of such names are carried along as text: risk factors, which Mirai takes
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Cohort:
     table: one row per image, sorted by patient, exam, side, view and file name, with the columns `image_path`,
     `file_name`, `patient_id` and `exam_id` (text), `exam_date` (EMBED only) and `exam_year`, `laterality` (L, R),
     `view` (CC, MLO), `years_to_cancer` and `years_to_followup` (float, NaN = empty cell), `density` (1..4 = A..D),
-    `cancer_type`, `race` (EMBED only; index into `layouts.RACES`), -1 = unknown, and `group` (train, validation,
-    test, or None when the cohort is not split).
+    `cancer_type`, `race` (EMBED only; index into `layouts.RACES`), -1 = unknown, `group` (train, validation,
+    test, or None when the cohort is not split), and the table's columns `factor_<name>` as text.
     layout: "embed" or "csaw". about: counts, for the run directory (JSON).
     """
 
@@ -260,6 +261,9 @@ def _read_rows(
         refuse("unknown split", rows["split"].isna(), f"{mapping['split']} is '" + text["split"] + "'")
     if layout.name == "csaw":
         rows["file_name"] = text["file_name"]
+    for column in map(str, raw.columns):
+        if column.startswith(FURTHER):
+            rows[column] = raw[column]
     return rows, not_understood
 
 
@@ -358,6 +362,7 @@ def _cohort(matched: pd.DataFrame, layout: Layout, table: Path) -> Cohort:
         )
     shown = ["image_path", "file_name", "patient_id", "exam_id", "exam_date", "exam_year", "laterality", "view"]
     shown += [*LABELS, "density", "cancer_type", "race", "group"]
+    shown += [name for name in map(str, matched.columns) if name.startswith(FURTHER)]
     return Cohort(table=matched[[name for name in shown if name in matched]], layout=layout.name)
 
 

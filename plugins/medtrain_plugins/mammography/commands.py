@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -15,10 +16,12 @@ import click
 @click.option("--width", default=96, show_default=True, help="Columns of an image.")
 @click.option("--case-fraction", default=0.45, show_default=True, help="Share of women who develop cancer.")
 @click.option(
-    "--lesion/--no-lesion",
-    default=True,
+    "--signal",
+    type=click.Choice(["growth", "change", "none"]),
+    default="growth",
     show_default=True,
-    help="Draw the growing masses; without them nothing in the images tells of the cancer to come.",
+    help="What tells of a coming cancer: a mass that grows, a mass that comes or goes between exams (in all other "
+    "breasts it stays, or stays away), or nothing.",
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: one per CPU.")
 def synth(
@@ -28,13 +31,13 @@ def synth(
     height: int,
     width: int,
     case_fraction: float,
-    lesion: bool,
+    signal: Literal["growth", "change", "none"],
     workers: int | None,
 ) -> None:
     """Write a synthetic cohort of mammograms in the EMBED layout.
 
-    Women with two to four exams of both breasts in both views. Some develop cancer: a mass in one breast that grows
-    over the exams before the diagnosis, and that nothing else in the data gives away.
+    Women with two to four exams of both breasts in both views. Some develop cancer in one breast; masses tell of it
+    (--signal), and nothing else in the data does.
     """
     from .synth import synthesize
 
@@ -44,7 +47,7 @@ def synth(
         seed,
         image_size=(height, width),
         case_fraction=case_fraction,
-        lesion=lesion,
+        signal=signal,
         workers=workers,
     )
     click.echo(

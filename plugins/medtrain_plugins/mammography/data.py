@@ -9,31 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from medtrain import Data, RunConfig
 from medtrain.cache import cache_dir
 from medtrain.errors import ConfigError
 
 from .cohort import Cohort, read_cohort
-from .dataset import PairDataset
+from .dataset import ExamDataset
 from .metrics import RiskMetrics
-from .options import CohortOptions
+from .options import CohortOptions, RiskOptions
+from .samples import Samples
 from .strata import CSAW_CANCER_TYPES, EMBED_CANCER_TYPES
 
 log = logging.getLogger("medtrain")
 
 
-def build_data(config: RunConfig, options: CohortOptions, pairs: Callable[[Cohort], pd.DataFrame]) -> Data:
+def build_data(config: RunConfig, options: CohortOptions, samples: Samples) -> Data:
     """The cohort's groups as datasets; one dataset for the core to split by woman when the cohort has no groups.
 
-    pairs: how the model makes samples of a cohort. `about` gets the cohort's counts and the outcomes of the training
+    samples: how the model makes samples of a cohort. `about` gets the cohort's counts and the outcomes of the training
     group by year, which weight the C-index even where the training images are not at hand.
     """
     table = config.data.table or demo_table(options)
     cohort = read_cohort(table, config.data.images, options.layout, options.columns, options.on_bad_rows)
 
-    def dataset(part: Cohort) -> PairDataset:
-        return PairDataset(pairs(part), options.image_size, options.image_orientation)
+    def dataset(part: Cohort) -> ExamDataset:
+        return ExamDataset(
+            samples.make(part), samples, options.image_size, options.image_orientation, layout=cohort.layout
+        )
 
     about = {"cohort": cohort.about, "layout": cohort.layout}
     if not cohort.groups:
@@ -54,11 +56,15 @@ def demo_table(options: CohortOptions) -> Path:
     source = b"".join(Path(str(module.__file__)).read_bytes() for module in (phantom, synth))
     version = hashlib.sha256(source).hexdigest()[:8]
     size = options.image_size or (96, 64)
-    name = f"mammography-{options.demo_patients}-{options.demo_seed}-{size[0]}x{size[1]}-{version}"
+    name = (
+        f"mammography-{options.demo_patients}-{options.demo_seed}-{size[0]}x{size[1]}-{options.demo_signal}-{version}"
+    )
     folder = cache_dir() / name
     if not (folder / synth.SETTINGS).is_file():
         log.info("Making the demo cohort: %d women, kept in %s", options.demo_patients, folder)
-        synth.synthesize(folder, options.demo_patients, options.demo_seed, image_size=size)
+        synth.synthesize(
+            folder, options.demo_patients, options.demo_seed, image_size=size, signal=options.demo_signal
+        )
     return folder
 
 
@@ -70,7 +76,7 @@ def outcomes(data: Data) -> dict[str, Any]:
     return {name: [int(values[i]) for i in indices] for name, values in labels.items()}
 
 
-def build_metrics(data: Data, options: CohortOptions, primary_risk: Callable[[Any], Any]) -> list[RiskMetrics]:
+def build_metrics(data: Data, options: RiskOptions, primary_risk: Callable[[Any], Any]) -> list[RiskMetrics]:
     """The family's metric, its pairs weighted by the censoring of the training group."""
     known = data.about.get("train_outcomes") or outcomes(data)
     data.about["train_outcomes"] = known
@@ -82,5 +88,6 @@ def build_metrics(data: Data, options: CohortOptions, primary_risk: Callable[[An
             np.array(known["event_observed"]),
             options.bootstrap_replicates,
             types,
+            reference=options.compat == "reference",
         )
     ]

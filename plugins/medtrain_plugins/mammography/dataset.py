@@ -1,4 +1,4 @@
-"""The dataset of breasts with their previous exam: four images, the time between, and the labels of the risk."""
+"""The dataset of the risk models: the images of a sample, the time between exams, and the labels of the risk."""
 
 from __future__ import annotations
 
@@ -9,67 +9,78 @@ import numpy as np
 import pandas as pd
 import torch
 from medtrain.errors import DataError, first_lines
+from torch import Tensor
 
 from .cohort import Cohort, list_images
-from .exams import lmv_pairs
 from .images import Orientation, Pixels, read_header, read_pixels, to_tensor
-from .labels import survival_targets
+from .labels import clean_followup, clean_ttc, survival_targets
 from .layouts import EMBED_NAME, EMBED_PATTERN, LATERALITIES, UNKNOWN, VIEWS
+from .samples import Samples
 
-IMAGES = ("current_cc", "current_mlo", "previous_cc", "previous_mlo")
 CACHE_BYTES = 512 * 2**20
+TEXTS = ("sample_id", "patient_id", "exam_id", "laterality", "view", "current_image_id", "previous_image_id")
+CODES = ("density", "cancer_type", "race")
 
 
-class PairDataset:
-    """Samples of `exams.lmv_pairs`, or of `read_folder`.
+class ExamDataset:
+    """Samples of one model (see `samples`) with their images, as dicts:
 
-    Each is a dict: `current_image_cc`, `current_image_mlo`, `previous_image_cc`, `previous_image_mlo` (1, H, W)
-    float32 in [0, 1]; `time_gap` () float32, years 0..5; `density`, `cancer_type` and (EMBED) `race` () int64,
-    -1 = unknown; `sample_id`, `patient_id`, `exam_id`, `laterality` (text); and, where the pairs have labels,
-    `target`, `y_mask` (5,) float32 and `event_times` (0-based year), `event_observed` () int64.
+    the images, (*S, 1, H, W) float32 in [0, 1], under the keys and in the order of `samples.images`, zeros where there
+    is none; if a model takes whole visits (S = (T, 4)), `exam_mask` (T,) and `view_mask` (T, 4) bool, True where there
+    is something; the constants and extras of `samples`; `time_gap` () float32, years 0..5; `density`, `cancer_type` and
+    (EMBED) `race` () int64, -1 = unknown; the texts among `TEXTS` that the table has; and, with labels, `target`,
+    `y_mask` (5,) float32, `event_times` (0-based year), `event_observed`, `years_to_cancer` (0-based, 5 or more: none)
+    and `years_to_last_followup` (from 1) () int64; the same of the prior exam, where samples have one image before
+    another, as `target_prior`, `y_mask_prior`, `previous_event_times`, `years_to_cancer_prior` and
+    `years_to_last_followup_prior`.
 
-    pairs: the table of samples. image_size: (H, W) to resize to; None keeps the files' size. orientation: see
-    `images.read_pixels`. cache_bytes: when all images of these samples fit, each is decoded once per process and kept
-    as it was read (16 bits a pixel).
+    table: one row per sample, as `samples.make` gives them. image_size: (H, W) to resize to; None keeps the files'
+    size. orientation: see `images.read_pixels`. layout: of the cohort. cache_bytes: when all images of these samples
+    fit, each is decoded once per process and kept as it was read (16 bits a pixel).
     `strata` is 1 for every sample of a woman with cancer within five years of one of her exams, so that a split is
-    balanced by woman.
+    balanced by woman; `classes` is 1 for samples with cancer within five years, for class-balanced sampling.
     """
 
     deterministic = True
 
     def __init__(
         self,
-        pairs: pd.DataFrame,
+        table: pd.DataFrame,
+        samples: Samples,
         image_size: tuple[int, int] | None = None,
         orientation: Orientation = "as_is",
+        layout: str = "embed",
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        if pairs.empty:
-            raise DataError("no samples: the table of pairs is empty")
+        if table.empty:
+            raise DataError("no samples: the table of samples is empty")
         self.image_size, self.orientation = image_size, orientation
-        self.sample_ids: list[str] = pairs["sample_id"].tolist()
-        self.participants: list[str] = pairs["patient_id"].tolist()
-        self._texts = {name: pairs[name].tolist() for name in ("sample_id", "patient_id", "exam_id", "laterality")}
-        self._tensors = {"time_gap": torch.tensor(pairs["time_gap"].to_numpy(), dtype=torch.float32)}
-        for name in ("density", "cancer_type", "race"):
-            if name in pairs:
-                self._tensors[name] = torch.tensor(pairs[name].to_numpy(), dtype=torch.int64)
-        self.strata: list[int] = [0] * len(pairs)
-        if "years_to_cancer" in pairs:
-            labels = survival_targets(pairs["years_to_cancer"].to_numpy(), pairs["years_to_followup"].to_numpy())
-            self._tensors |= {
-                "target": torch.from_numpy(labels.target),
-                "y_mask": torch.from_numpy(labels.mask),
-                "event_times": torch.from_numpy(labels.event_time),
-                "event_observed": torch.from_numpy(labels.event_observed),
-            }
-            observed = pd.Series(labels.event_observed).groupby(self.participants).transform("max")
-            self.strata = observed.tolist()
+        self.sample_ids: list[str] = table["sample_id"].tolist()
+        self.participants: list[str] = table["patient_id"].tolist()
+        self._texts = {name: table[name].tolist() for name in TEXTS if name in table}
+        self._tensors = _values(table) | {
+            name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in samples.extras(table).items()
+        }
+        self._constants = samples.constants(layout)
+        self.strata = self.classes = [0] * len(table)
+        if "event_observed" in self._tensors:
+            observed = self._tensors["event_observed"]
+            self.classes = observed.tolist()
+            self.strata = pd.Series(self.classes).groupby(self.participants).transform("max").tolist()
 
-        paths = pairs[list(IMAGES)].to_numpy()
-        self.paths, indices = np.unique(paths.astype(str), return_inverse=True)
-        self._images = indices.reshape(paths.shape)
+        paths = {key: table[list(columns.ravel())].to_numpy() for key, columns in samples.images.items()}
+        flat = np.concatenate([found.ravel() for found in paths.values()])
+        missing = pd.isna(flat)
+        self.paths, indices = np.unique(flat[~missing].astype(str), return_inverse=True)
+        places = np.full(len(flat), -1)
+        places[~missing] = indices
+        ends = np.cumsum([found.size for found in paths.values()])[:-1]
+        self._images = {
+            key: part.reshape(len(table), *columns.shape)
+            for (key, columns), part in zip(samples.images.items(), np.split(places, ends), strict=True)
+        }
         height, width = image_size or read_header(str(self.paths[0]))[:2]
+        self._blank = torch.zeros(1, height, width)
         self._cache: dict[int, Pixels] | None = None
         if len(self.paths) * height * width * np.dtype(np.uint16).itemsize <= cache_bytes:
             self._cache = {}
@@ -83,13 +94,20 @@ class PairDataset:
         return len(self.sample_ids)
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
-        sample: dict[str, Any] = {
-            f"{time}_image_{view}": to_tensor(self._pixels(int(image)))
-            for (time, view), image in zip((name.split("_") for name in IMAGES), self._images[index], strict=True)
-        }
+        sample: dict[str, Any] = {}
+        for key, places in self._images.items():
+            place = places[index]
+            images = [self._image(int(image)) for image in place.flat]
+            sample[key] = torch.stack(images).view(*place.shape, *images[0].shape) if place.ndim else images[0]
+            if place.ndim == 2:
+                sample["view_mask"] = torch.from_numpy(place >= 0)
+                sample["exam_mask"] = sample["view_mask"].any(dim=1)
         sample |= {name: values[index] for name, values in self._tensors.items()}
-        sample |= {name: values[index] for name, values in self._texts.items()}
-        return sample
+        sample |= self._constants
+        return sample | {name: values[index] for name, values in self._texts.items()}
+
+    def _image(self, image: int) -> Tensor:
+        return self._blank if image < 0 else to_tensor(self._pixels(image))
 
     def _pixels(self, image: int) -> Pixels:
         if self._cache is not None and image in self._cache:
@@ -100,13 +118,41 @@ class PairDataset:
         return pixels
 
 
-def read_folder(folder: str | Path) -> pd.DataFrame:
-    """Pairs without labels from a folder of images named as in EMBED, for prediction; no table is needed.
+def _values(table: pd.DataFrame) -> dict[str, Tensor]:
+    """What the table says of each sample beyond its images, first dimension N."""
+    values: dict[str, Any] = {}
+    if "time_gap" in table:
+        values["time_gap"] = table["time_gap"].to_numpy(np.float32)
+    values |= {name: table[name].to_numpy(np.int64) for name in CODES if name in table}
+    if "years_to_cancer" in table:
+        ttc, followup = table["years_to_cancer"].to_numpy(), table["years_to_followup"].to_numpy()
+        labels = survival_targets(ttc, followup)
+        values |= {
+            "target": labels.target,
+            "y_mask": labels.mask,
+            "event_times": labels.event_time,
+            "event_observed": labels.event_observed,
+            "years_to_cancer": clean_ttc(ttc) - 1,
+            "years_to_last_followup": clean_followup(followup),
+        }
+    if "years_to_cancer_prior" in table:
+        ttc, followup = table["years_to_cancer_prior"].to_numpy(), table["years_to_followup_prior"].to_numpy()
+        labels = survival_targets(ttc, followup)
+        values |= {
+            "target_prior": labels.target,
+            "y_mask_prior": labels.mask,
+            "previous_event_times": labels.event_time,
+            "years_to_cancer_prior": clean_ttc(ttc) - 1,
+            "years_to_last_followup_prior": clean_followup(followup),
+        }
+    return {name: torch.from_numpy(value) for name, value in values.items()}
 
-    The folder holds the images, or folders `train`, `val`, `test` with them. Returns a table as `lmv_pairs` does,
-    without the columns of the labels and with `density` and `cancer_type` unknown (-1).
-    Raises DataError naming files with another name, side, view or date, files that are no 16-bit gray PNG, and
-    folders without a pair.
+
+def read_folder(folder: str | Path) -> Cohort:
+    """A cohort without labels from a folder of images named as in EMBED, for prediction; no table is needed.
+
+    The folder holds the images, or folders `train`, `val`, `test` with them. `density` and `cancer_type` are unknown
+    (-1). Raises DataError naming files with another name, side, view or date, and files that are no 16-bit gray PNG.
     """
     table = list_images(Path(folder))
     table = table.join(table["file_name"].str.extract(f"^{EMBED_NAME.pattern}$"))
@@ -125,4 +171,4 @@ def read_folder(folder: str | Path) -> pd.DataFrame:
     table["exam_id"] = table["patient_id"] + "_" + table.pop("date")
     table["exam_year"] = table["exam_date"].dt.year
     table["density"] = table["cancer_type"] = UNKNOWN
-    return lmv_pairs(Cohort(table=table, layout="embed"))
+    return Cohort(table=table, layout="embed")

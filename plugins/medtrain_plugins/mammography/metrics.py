@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -12,7 +12,10 @@ from medtrain.metrics import Array, Rows, Undefined
 
 from .labels import N_YEARS
 from .strata import EMBED_CANCER_TYPES, exam_rows, group_report, patient_rows, strata_report
-from .survival import KaplanMeier, concordance_value, risk_comparisons
+from .survival import KaplanMeier, c_index_reference, concordance_value, risk_comparisons
+
+if TYPE_CHECKING:
+    from medtrain.compare import Comparison
 
 OPTIONAL_COLUMNS = ("exam_id", "laterality", "density", "race", "cancer_type", "time_gap")
 
@@ -22,10 +25,12 @@ class RiskMetrics:
 
     primary_risk: outputs -> (B, 5) cumulative risks. train_event_times, train_event_observed: (N_train,) of
     the training group, whose censoring weights the pairs. replicates: of the bootstrap in `details`.
-    cancer_types: names of the codes in the column `cancer_type`.
+    cancer_types: names of the codes in the column `cancer_type`. reference: also give `c_index_reference`, the value
+    the published benchmark computed. It is wrong (a model that says nothing scores almost 1): it is there to reproduce
+    published numbers, not to judge or select models by.
     """
 
-    names = ("c_index", "c_index_uno", *(f"auc_year_{year + 1}" for year in range(N_YEARS)))
+    names: tuple[str, ...] = ("c_index", "c_index_uno", *(f"auc_year_{year + 1}" for year in range(N_YEARS)))
     mode: Literal["max", "min"] = "max"
 
     def __init__(
@@ -35,11 +40,16 @@ class RiskMetrics:
         train_event_observed: Array,
         replicates: int = 2000,
         cancer_types: Mapping[int, str] = EMBED_CANCER_TYPES,
+        reference: bool = False,
     ) -> None:
         self.primary_risk = primary_risk
         self.censoring = KaplanMeier.of_censoring(train_event_times, train_event_observed).survival
+        self.training_samples = len(train_event_times)
         self.replicates = replicates
         self.cancer_types = dict(cancer_types)
+        self.reference = reference
+        if reference:
+            self.names = (*self.names, "c_index_reference")
 
     def rows(self, outputs: Any, batch: dict[str, Any]) -> dict[str, Any]:
         """`risk` (B, 5) float32, `event_time` and `event_observed` (B,) int64, `patient_id`, and what else
@@ -59,11 +69,16 @@ class RiskMetrics:
         }
 
     def compute(self, rows: Rows) -> dict[str, float]:
-        """`c_index`, `c_index_uno`, `auc_year_1` ... `auc_year_5`."""
-        if (reason := _unusable(rows)) is not None:
+        """`c_index`, `c_index_uno`, `auc_year_1` ... `auc_year_5`, and `c_index_reference` when it is wanted."""
+        if (reason := unusable(rows)) is not None:
             return {name: Undefined(reason) for name in self.names}
-        comparisons = risk_comparisons(rows["event_time"], rows["event_observed"], rows["risk"], self.censoring)
-        return {name: concordance_value(pairs, len(rows["risk"])) for name, pairs in comparisons.items()}
+        times, observed, risk = rows["event_time"], rows["event_observed"], rows["risk"]
+        comparisons = risk_comparisons(times, observed, risk, self.censoring)
+        values = {name: concordance_value(pairs, len(risk)) for name, pairs in comparisons.items()}
+        if self.reference:
+            survival = KaplanMeier.fit(times, observed).survival
+            values["c_index_reference"] = c_index_reference(times, observed, risk, survival)
+        return values
 
     def details(self, rows: Rows, seed: int) -> dict[str, Any]:
         """Everything with confidence intervals, as plain JSON values (None, with a reason, for what is
@@ -79,7 +94,7 @@ class RiskMetrics:
             "units": {},
             "strata": {},
         }
-        if (reason := _unusable(rows)) is not None:
+        if (reason := unusable(rows)) is not None:
             return {**report, "reason": reason}
         units = {"sample": rows}
         if "exam_id" in rows:
@@ -93,8 +108,16 @@ class RiskMetrics:
         report["strata"] = strata_report(rows, self.censoring, self.replicates, seed, self.cancer_types)
         return report
 
+    def compare(
+        self, tables: Mapping[str, Rows], metrics: Mapping[str, RiskMetrics], seed: int, replicates: int
+    ) -> Comparison:
+        """Runs by exam and by patient over the exams that all of them scored (see `compare.compare_risks`)."""
+        from .compare import compare_risks
 
-def _unusable(rows: Rows) -> str | None:
+        return compare_risks(tables, metrics, seed, replicates)
+
+
+def unusable(rows: Rows) -> str | None:
     """Why nothing can be computed from these rows, or None."""
     if not len(rows.get("risk", ())):
         return "no samples"

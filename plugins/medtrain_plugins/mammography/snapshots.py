@@ -1,17 +1,12 @@
-"""Pretrained weights from files of any origin, without trusting them.
+"""Pretrained parts from files of any origin: official Mirai snapshots, state dicts, safetensors.
 
-Safetensors and plain state dicts are read as they are. Official Mirai snapshots are whole pickled modules, so
-they go through an unpickler for which every foreign class is an empty shell: it keeps attributes and runs
-nothing. Names outside the short list that such files contain are refused.
+Parts are found by the names of their tensors and must be complete. Files are read without trusting them
+(`unpickle`).
 """
 
 from __future__ import annotations
 
-import io
-import pickle
 import re
-import types
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +14,7 @@ import torch
 from medtrain.errors import CheckpointError, first_lines
 from torch import Tensor
 
-# What a snapshot may name, and what we make of it. Shells (see `_Shell`) are inert whatever they stand for;
-# the list is short all the same, so that a file that asks for more is refused instead of half understood.
-_SHELL_PACKAGES = ("onconet.", "torch.nn.", "numpy.", "argparse.")
-_SHELLS = {("builtins", "set"), ("__builtin__", "set"), ("_codecs", "encode")}
-_REAL = {
-    ("collections", "OrderedDict"),
-    ("torch", "Size"),
-    ("torch._utils", "_rebuild_tensor"),
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("torch._utils", "_rebuild_parameter"),
-}
+from .unpickle import Shell, unpickle
 
 _PART = r"(?P<rest>(?:(?:conv|bn)[12]|downsample\.[01])\.\w+)$"
 _PREFIX = r"^(?P<prefix>(?:.+\.)?)"
@@ -49,12 +34,20 @@ def load_backbone(path: str | Path) -> dict[str, Tensor]:
     Raises CheckpointError when the file cannot be read or is not safe to read, when no complete backbone or
     more than one is in it, or when a shape differs.
     """
+    return find_backbone(named_tensors(read_file(path)), path)[1]
+
+
+def find_backbone(tensors: dict[str, Tensor], path: str | Path) -> tuple[str, dict[str, Tensor]]:
+    """The prefix that a Mirai backbone's tensors have among others, and the 120 tensors as `load_backbone` gives them.
+
+    path: the file in messages.
+    """
     from medtrain_plugins.mammography.backbone import mirai_backbone
 
     with torch.device("meta"):
         expected = mirai_backbone().state_dict()
     candidates: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in _read(path).items():
+    for key, tensor in tensors.items():
         prefix, name = _backbone_key(key)
         if name in expected:
             candidates.setdefault(prefix, {})[name] = tensor
@@ -69,7 +62,7 @@ def load_backbone(path: str | Path) -> dict[str, Tensor]:
             f"{path} holds no complete Mirai backbone (ResNet-18): {len(found)} of {len(expected)} tensors "
             f"found, missing\n{first_lines(missing)}"
         )
-    return _checked(candidates[complete[0]], expected, path)
+    return complete[0], _checked(candidates[complete[0]], expected, path)
 
 
 def load_registration(path: str | Path) -> dict[str, Tensor]:
@@ -83,12 +76,17 @@ def load_registration(path: str | Path) -> dict[str, Tensor]:
 
     with torch.device("meta"):
         expected = MammoRegNet().state_dict()
-    found = {key.removeprefix("module."): tensor for key, tensor in _read(path).items()}
+    found = {key.removeprefix("module."): tensor for key, tensor in named_tensors(read_file(path)).items()}
     wrong = [f"missing: {key}" for key in expected if key not in found]
     wrong += [f"unknown: {key}" for key in found if key not in expected]
     if wrong:
         raise CheckpointError(f"{path} does not hold the weights of a MammoRegNet:\n{first_lines(wrong)}")
     return _checked(found, expected, path)
+
+
+def is_of_backbone(key: str) -> bool:
+    """Whether a state-dict key is, by its name, one of a Mirai backbone."""
+    return bool(_backbone_key(key)[1])
 
 
 def _backbone_key(key: str) -> tuple[str, str]:
@@ -117,8 +115,11 @@ def _checked(found: dict[str, Tensor], expected: dict[str, Tensor], path: str | 
     return {key: found[key].detach().to(tensor.dtype, copy=True).contiguous() for key, tensor in expected.items()}
 
 
-def _read(path: str | Path) -> dict[str, Tensor]:
-    """Every named tensor of a weights file, nested names joined by dots."""
+def read_file(path: str | Path) -> Any:
+    """What a weights file holds: the tensors of safetensors by name, or the object that was pickled.
+
+    Raises CheckpointError when it cannot be read or is not safe to read.
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no weights file at {path}")
@@ -128,72 +129,14 @@ def _read(path: str | Path) -> dict[str, Tensor]:
         from safetensors.torch import load
 
         try:
-            return dict(load(content))
+            return load(content)
         except SafetensorError as error:
             raise CheckpointError(f"{path} is a damaged safetensors file: {error}") from error
-    return _named_tensors(_unpickle(content, path))
+    return unpickle(content, path)
 
 
-def _unpickle(content: bytes, path: Path) -> Any:
-    if content.startswith(b"PK") and b"constants.pkl" in content:
-        raise CheckpointError(f"{path} is a TorchScript program: save a state dict or safetensors instead")
-    # From memory, not from the file: torch reads a third format, tar archives, from real files only, and that
-    # one is unpacked to disk while it is read.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # legacy files carry the source code of their classes and compare it
-        try:
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        except Exception:  # not a plain state dict: whatever the reason, the reader below has the last word
-            pass
-        try:
-            return torch.load(
-                io.BytesIO(content), map_location="cpu", weights_only=False, pickle_module=_restricted_pickle()
-            )
-        except CheckpointError as error:
-            raise CheckpointError(f"{path} was not loaded: {error}") from None
-        except Exception as error:
-            raise CheckpointError(f"{path} is neither safetensors nor a readable PyTorch file: {error}") from error
-
-
-class _Shell:
-    """Stands for any class or function of a snapshot: takes all arguments, keeps attributes, does nothing."""
-
-    # Asked of every class of a legacy file; True would let torch write source code to disk.
-    dump_patches = False
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        if isinstance(state, dict):
-            self.__dict__.update(state)
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str, /) -> Any:
-        if (module, name) in _REAL:
-            return super().find_class(module, name)
-        if (module, name) in _SHELLS or f"{module}.".startswith(_SHELL_PACKAGES):
-            return _Shell
-        raise CheckpointError(
-            f"it asks for {module}.{name}, which no Mirai snapshot or state dict needs and which might run "
-            "code. If you trust its source, save its state_dict() as safetensors where it was made"
-        )
-
-
-def _restricted_pickle() -> Any:
-    """A stand-in for the module `pickle`, as `torch.load` wants it."""
-
-    def load(file: Any, **options: Any) -> Any:
-        return _RestrictedUnpickler(file, **options).load()
-
-    module = types.ModuleType("restricted_pickle")
-    vars(module).update(Unpickler=_RestrictedUnpickler, load=load)
-    return module
-
-
-def _named_tensors(root: Any) -> dict[str, Tensor]:
-    """Tensors of nested dicts and module shells by dotted name; an object met twice is named once."""
+def named_tensors(root: Any) -> dict[str, Tensor]:
+    """Tensors of nested dicts and pickled modules by dotted name; an object met twice is named once."""
     named: dict[str, Tensor] = {}
     seen: set[int] = set()
     waiting: list[tuple[str, Any]] = [("", root)]
@@ -201,12 +144,16 @@ def _named_tensors(root: Any) -> dict[str, Tensor]:
         prefix, value = waiting.pop()
         if isinstance(value, Tensor):
             named[prefix.removesuffix(".")] = value
-        elif isinstance(value, dict | _Shell) and id(value) not in seen:
+        elif isinstance(value, dict | Shell) and id(value) not in seen:
             seen.add(id(value))
-            if isinstance(value, dict):
-                children = value
-            else:
-                parts = (vars(value).get(part) for part in ("_parameters", "_buffers", "_modules"))
-                children = {key: child for part in parts if isinstance(part, dict) for key, child in part.items()}
-            waiting += [(f"{prefix}{key}.", child) for key, child in children.items()]
+            children = [(f"{prefix}{key}.", child) for key, child in children_of(value)]
+            waiting += reversed(children)
     return named
+
+
+def children_of(value: dict[Any, Any] | Shell) -> list[tuple[Any, Any]]:
+    """Names and values of a dict's items, or of a pickled module's parameters, buffers and modules."""
+    if isinstance(value, dict):
+        return list(value.items())
+    parts = [value.attributes.get(part) for part in ("_parameters", "_buffers", "_modules")]
+    return [item for part in parts if isinstance(part, dict) for item in part.items()]

@@ -1,8 +1,13 @@
 """A synthetic cohort in the EMBED layout: women with two to four exams, some of whom develop cancer.
 
 Whether a woman falls ill is drawn on its own: age of the films, density, race, number of exams, follow-up, texture and
-exposure are drawn alike for all women. The only trace of a coming cancer is a mass in one breast, seen in both views,
-that grows from exam to exam. So a model can learn the risk from the images, and from nothing else.
+exposure are drawn alike for all women. The only trace of a coming cancer is the signal, seen in both views, so a model
+can learn the risk from the images, and from nothing else:
+
+- `growth`: a mass in the breast that falls ill, which grows from exam to exam. A single exam tells.
+- `change`: any breast has a mass or has none, with equal odds. In a breast that falls ill the mass comes or goes from
+  each exam to the next; in all others nothing changes. Only a comparison of exams tells, and it tells all.
+- `none`: no masses; nothing tells.
 
 Labels are those of a breast, as EMBED counts them (whole years elapsed): the breast that falls ill has its years to
 cancer; the other breast of that woman, and both of all others, are censored at diagnosis or last contact.
@@ -19,7 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from medtrain.errors import UsageError
@@ -48,11 +53,16 @@ DAYS_PER_YEAR = 365.25
 MAX_YEARS = 5.0  # from the last exam to diagnosis or last contact
 MIN_PATIENTS = 3  # one a group
 
+Signal = Literal["growth", "change", "none"]
+SIDES = ("L", "R")
+
 
 @dataclass(frozen=True)
 class Woman:
     """What is drawn of a woman before any image. seed: of her images. exams: dates. last: date of diagnosis or last
-    contact. side: of the breast with the mass, were she to have one.
+    contact. side: of the breast that falls ill, were she to. mass: the one that grows in it.
+
+    For the signal `change`, by side: a mass that may be there (`masses`), whether it is at the first exam (`first`).
     """
 
     patient_id: str
@@ -67,6 +77,26 @@ class Woman:
     side: str
     shape: Shape
     mass: Mass
+    masses: dict[str, Mass]
+    first: dict[str, bool]
+
+    def mass_at(self, exam: int, side: str, signal: Signal) -> tuple[Mass, float] | None:
+        """The mass in a breast at her exam number `exam` (from 0), and for how many years before diagnosis to draw it;
+        None where there is none.
+        """
+        ill = self.case and side == self.side
+        if signal == "growth" and ill:
+            return self.mass, self.years_left(exam)
+        if signal == "change":
+            there = self.first[side]
+            if ill and exam % 2 == 1:
+                there = not there
+            return (self.masses[side], 0.0) if there else None
+        return None
+
+    def years_left(self, exam: int) -> float:
+        """From an exam to the diagnosis or last contact."""
+        return (self.last - self.exams[exam]).days / DAYS_PER_YEAR
 
 
 @dataclass(frozen=True)
@@ -77,7 +107,7 @@ class Settings:
     seed: int = 0
     image_size: tuple[int, int] = (128, 96)
     case_fraction: float = 0.45
-    lesion: bool = True
+    signal: Signal = "growth"
 
 
 def synthesize(
@@ -87,20 +117,21 @@ def synthesize(
     *,
     image_size: tuple[int, int] = (128, 96),
     case_fraction: float = 0.45,
-    lesion: bool = True,
+    signal: Signal = "growth",
     workers: int | None = None,
 ) -> dict[str, Any]:
     """Writes a cohort to the folder `out` and returns its counts (`patients`, `cases`, `images`, `breast_pairs`).
 
-    image_size: (rows, columns), at least (32, 24). case_fraction: of women who develop cancer. lesion: False leaves
-    the masses out and changes nothing else. workers: processes, default one per CPU; equal settings give equal files
-    for any number of them.
+    image_size: (rows, columns), at least (32, 24). case_fraction: of women who develop cancer. signal: what tells of
+    the cancer, see above; it decides about the masses and nothing else. workers: processes, default one per CPU; equal
+    settings give equal files for any number of them.
     The folder holds `cohort.csv`, the images in `train`, `val` and `test` (50, 20 and 30 % of the women, balanced by
-    case), `masses.tsv` (the truth: where the masses are, in pixels before the breast is positioned, and how large) and
-    `synthesis.json` (the settings). It appears complete or not at all; an earlier synthetic cohort there is replaced.
+    case), `masses.tsv` (the truth: one row per image with a mass: where it is, in pixels before the breast is
+    positioned, how large, and the years to diagnosis if there is one) and `synthesis.json` (the settings). It appears
+    complete or not at all; an earlier synthetic cohort there is replaced.
     Raises UsageError for impossible settings and for a folder that holds something else.
     """
-    settings = Settings(patients, seed, image_size, case_fraction, lesion)
+    settings = Settings(patients, seed, image_size, case_fraction, signal)
     _check(settings)
     out = Path(out)
     _refuse_foreign(out)
@@ -141,12 +172,16 @@ def draw_women(settings: Settings) -> Iterator[Woman]:
     numbers = np.sort(rng.choice(np.arange(10_000_000, 100_000_000, 97), n, replace=False))
     seeds = np.random.SeedSequence(settings.seed, spawn_key=(1,)).spawn(n)
     for i in range(n):
-        traits, images = seeds[i].spawn(2)
-        yield _draw_woman(str(numbers[i]), folders[i], bool(cases[i]), traits, images)
+        yield _draw_woman(str(numbers[i]), folders[i], bool(cases[i]), *seeds[i].spawn(3))
 
 
 def _draw_woman(
-    patient_id: str, folder: str, case: bool, traits: np.random.SeedSequence, images: np.random.SeedSequence
+    patient_id: str,
+    folder: str,
+    case: bool,
+    traits: np.random.SeedSequence,
+    images: np.random.SeedSequence,
+    changes: np.random.SeedSequence,
 ) -> Woman:
     """`case` decides nothing that is drawn here."""
     rng = np.random.default_rng(traits)
@@ -162,15 +197,9 @@ def _draw_woman(
         axilla=rng.uniform(0.45, 0.65),
         muscle=(rng.uniform(0.40, 0.65), rng.uniform(0.22, 0.36)),
     )
-    mass = Mass(
-        depth=rng.uniform(0.40, 0.72),
-        row=(rng.uniform(-0.18, 0.18), rng.uniform(-0.05, 0.18)),
-        radius=0.072 * float(np.exp(rng.normal(0, 0.10))),
-        contrast=rng.uniform(0.50, 0.60),
-        lobes=np.column_stack([rng.uniform(0.02, 0.10, 4), rng.uniform(0, 2 * np.pi, 4)]),
-        spicules=int(rng.integers(7, 12)),
-        phase=rng.uniform(0, 2 * np.pi),
-    )
+    mass = _draw_mass(rng)
+    # Numbers of their own: the same woman has the same images, but for the masses, whatever the signal.
+    own = np.random.default_rng(changes)
     return Woman(
         patient_id=patient_id,
         folder=folder,
@@ -184,6 +213,20 @@ def _draw_woman(
         side=str(rng.choice(["L", "R"])),
         shape=shape,
         mass=mass,
+        masses={side: _draw_mass(own) for side in SIDES},
+        first={side: bool(own.random() < 0.5) for side in SIDES},
+    )
+
+
+def _draw_mass(rng: np.random.Generator) -> Mass:
+    return Mass(
+        depth=rng.uniform(0.40, 0.72),
+        row=(rng.uniform(-0.18, 0.18), rng.uniform(-0.05, 0.18)),
+        radius=0.072 * float(np.exp(rng.normal(0, 0.10))),
+        contrast=rng.uniform(0.50, 0.60),
+        lobes=np.column_stack([rng.uniform(0.02, 0.10, 4), rng.uniform(0, 2 * np.pi, 4)]),
+        spicules=int(rng.integers(7, 12)),
+        phase=rng.uniform(0, 2 * np.pi),
     )
 
 
@@ -193,20 +236,21 @@ def _write_woman(woman: Woman, settings: Settings, folder: Path) -> tuple[list[d
     rng = np.random.default_rng(woman.seed)
     shared = Tissue.draw(rng, size)
     anatomy = {}
-    for side in "LR":
+    for side in SIDES:
         for view in ("CC", "MLO"):
             own = Tissue.draw(rng, size)
             anatomy[side, view] = breast(woman.shape, view, shared.mixed(own, share=0.7), woman.density)
     rows, masses = [], []
-    for day in woman.exams:
-        years = (woman.last - day).days / DAYS_PER_YEAR
+    for exam, day in enumerate(woman.exams):
+        years = woman.years_left(exam)
         for (side, view), light in anatomy.items():
             exposure = Exposure.draw(rng, size)
             ill = woman.case and side == woman.side
             name = f"{woman.patient_id}_{side}_{view}_{day.isoformat()}_{rng.integers(1000, 10000)}.png"
-            if ill and settings.lesion:
-                light = light + woman.mass.draw(woman.shape, view, years, size) * (light > 0)
-                row, column = woman.mass.centre(woman.shape, view)
+            if found := woman.mass_at(exam, side, settings.signal):
+                mass, before = found
+                light = light + mass.draw(woman.shape, view, before, size) * (light > 0)
+                row, column = mass.centre(woman.shape, view)
                 if side == "R":
                     column = size[1] / size[0] - column
                 masses.append(
@@ -214,8 +258,8 @@ def _write_woman(woman: Woman, settings: Settings, folder: Path) -> tuple[list[d
                         "file_name": name,
                         "row": round(row * size[0], 2),
                         "column": round(column * size[0], 2),
-                        "radius": round(woman.mass.radius_before(years) * size[0], 3),
-                        "years_to_diagnosis": round(years, 3),
+                        "radius": round(mass.radius_before(before) * size[0], 3),
+                        "years_to_diagnosis": round(years, 3) if ill else "",
                     }
                 )
             pixels = exposure.take(np.minimum(light, 1))
@@ -252,6 +296,8 @@ def _check(settings: Settings) -> None:
         raise UsageError(f"--seed {settings.seed}: must not be negative")
     if not 0 <= settings.case_fraction <= 1:
         raise UsageError(f"--case-fraction {settings.case_fraction}: must lie in 0..1")
+    if settings.signal not in get_args(Signal):
+        raise UsageError(f"--signal {settings.signal}: must be one of {', '.join(get_args(Signal))}")
     height, width = settings.image_size
     if height < 32 or width < 24:
         raise UsageError(f"--height {height} --width {width}: at least 32 and 24 pixels are needed")

@@ -307,3 +307,10 @@ def test_the_order_is_not_that_of_the_disk(embed, tmp_path):
 def test_on_bad_rows_is_checked(embed):
     with pytest.raises(ConfigError, match="'ignore'"):
         read_cohort(embed.write(), on_bad_rows="ignore")
+
+
+def test_columns_of_risk_factors_are_carried_along(embed):
+    for row in embed.rows:
+        row["factor_age"], row["remark"] = ("3" if row["patient_id"] == "101" else ""), "x"
+    table = read_cohort(embed.write()).table
+    assert table["factor_age"].tolist() == 8 * ["3"] + 24 * [""] and "remark" not in table

@@ -6,7 +6,7 @@ import pytest
 from cohort_files import noise
 from medtrain.errors import DataError
 from medtrain_plugins.mammography.cohort import read_cohort
-from medtrain_plugins.mammography.exams import breasts, lmv_pairs, without_repeats
+from medtrain_plugins.mammography.exams import breasts, complete_exams, lmv_pairs, view_pairs, visits, without_repeats
 
 
 def test_pairs_of_embed(embed):
@@ -86,3 +86,67 @@ def test_no_pair_is_an_error(embed):
     assert len(lmv_pairs(cohort)) == 6
     with pytest.raises(DataError, match="no samples in validation"):
         lmv_pairs(cohort.group("validation"))
+
+
+def third_exam(embed, day="2018-02-01"):
+    """Woman 104 gets a third exam."""
+    for side in "LR":
+        for view in ("CC", "MLO"):
+            embed.images[f"train/104_{side}_{view}_{day}_1.png"] = noise(60)
+            embed.rows.append(dict(embed.rows[-1], ImageLateralityFinal=side, view=view, study_date_anon=day))
+
+
+def without(embed, name):
+    del embed.images[name]
+    (embed.folder / name).unlink(missing_ok=True)
+    return read_cohort(embed.write(), on_bad_rows="drop")
+
+
+def test_a_missing_view_costs_its_own_pairs_only(embed):
+    third_exam(embed)
+    pairs = view_pairs(without(embed, "train/104_L_CC_2017-01-05_1.png"))
+    of_104 = pairs[pairs["patient_id"] == "104"].set_index("sample_id")
+    assert len(of_104) == 7  # L CC: one pair, over the gap; the three others two each
+    assert Path(of_104.loc["104_2018-02-01_L_CC", "previous"]).name == "104_L_CC_2015-08-03_1.png"
+
+
+def test_same_day_repeats_are_no_pair(embed):
+    embed.images["train/101_L_CC_2017-01-05_0.png"] = noise(50)
+    pairs = view_pairs(read_cohort(embed.write()))
+    assert len(pairs) == 16 and pairs["time_gap"].min() > 1
+
+
+def test_exams_need_all_four_views(embed):
+    exams = complete_exams(without(embed, "train/104_L_CC_2017-01-05_1.png"))
+    assert exams.loc[exams["patient_id"] == "104", "exam_id"].tolist() == ["104_2015-08-03"]
+    assert len(exams) == 7 and exams["sample_id"].is_unique
+
+
+def test_visits_of_dated_exams_end_at_an_incomplete_one(embed):
+    third_exam(embed)
+    assert visits(read_cohort(embed.write()), 3)["sample_id"].tolist()[-2:] == ["104_2017-01-05", "104_2018-02-01"]
+    samples = visits(without(embed, "train/104_L_CC_2017-01-05_1.png"), 3)
+    assert "104" not in samples["patient_id"].tolist()
+
+
+def test_visits_of_exams_by_year_skip_an_incomplete_one(csaw):
+    for row in list(csaw.rows):
+        if row["patient_id"] == "a" and row["exam_year"] == 2010:
+            name = row["file_name"].replace("2010", "2011")
+            if "Left_CC" not in name:
+                csaw.rows.append(dict(row, file_name=name, exam_year=2011))
+                csaw.images[f"train/{name}"] = noise(80)
+    samples = visits(read_cohort(csaw.write(), on_bad_rows="drop"), 2).set_index("sample_id")
+    assert samples.index.tolist() == ["a_2012", "b_2012", "c_2012"]
+    assert Path(samples.loc["a_2012", "visit_0_L_CC"]).name == "a_2010_Left_CC.png"
+    assert samples.loc["a_2012", "time_gap"] == 2
+
+
+def test_the_label_of_an_exam_is_its_earliest_cancer(embed):
+    for row in embed.rows[2:4]:  # the other breast of 101, first exam
+        assert row["ImageLateralityFinal"] == "R"
+        row["Time_to_Cancer_Years"] = 1
+    exams = complete_exams(read_cohort(embed.write())).set_index("exam_id")
+    assert exams.loc["101_2015-08-03", "years_to_cancer"] == 1
+    assert exams.loc["101_2017-01-05", "years_to_cancer"] == 2
+    assert exams.loc["102_2017-01-05", "years_to_cancer"] != exams.loc["102_2017-01-05", "years_to_cancer"]

@@ -74,11 +74,11 @@ def test_losses(golden):
     case = golden("registration_losses")
     fixed, moved, flow = case.tensor("fixed"), case.tensor("moved"), case.tensor("flow")
     assert_close(losses.normalised_cross_correlation(fixed, moved), case.tensor("ncc"), **EXACT)
-    assert_close(losses.smoothness(flow), case.tensor("grad"), **EXACT)
-    penalty = losses.FOLDING_WEIGHT * losses.folding(flow, "reference")
+    assert_close(losses.smoothness(flow).mean(), case.tensor("grad"), **EXACT)
+    penalty = losses.FOLDING_WEIGHT * losses.folding(flow, "reference").sum()
     assert_close(penalty, case.tensor("njd"), **EXACT)
     assert_close(losses.regularisation(flow, "reference"), case.tensor("regu"), **EXACT)
-    assert not torch.isclose(losses.folding(flow), losses.folding(flow, "reference"))
+    assert not torch.isclose(losses.folding(flow), losses.folding(flow, "reference")).any()
 
 
 def test_jacobian_of_a_linear_flow_is_its_determinant():
@@ -88,11 +88,26 @@ def test_jacobian_of_a_linear_flow_is_its_determinant():
     assert_close(losses.jacobian_determinant(flow), torch.full((1, 4, 5), expected))
     assert losses.folding(flow) == 0
     mirrored = torch.stack([torch.zeros_like(rows), -2 * columns]).unsqueeze(0)
-    assert_close(losses.folding(mirrored), torch.tensor(20.0))
+    assert_close(losses.folding(mirrored), torch.tensor([20.0]))
+    both = torch.cat([flow, mirrored])
+    assert losses.folded_share(both).tolist() == [0, 1]
+    for of_pair in (losses.smoothness, losses.folding):
+        assert_close(of_pair(both), torch.cat([of_pair(flow), of_pair(mirrored)]))
 
 
 def test_constant_images_correlate_with_nothing():
     assert losses.normalised_cross_correlation(torch.ones(1, 1, 4, 4), torch.rand(1, 1, 4, 4)) == 0
+
+
+def test_correlation_of_pairs_is_that_of_each_pair_alone():
+    torch.manual_seed(0)
+    fixed, moved = torch.rand(2, 1, 6, 5, dtype=torch.float64), torch.rand(2, 1, 6, 5, dtype=torch.float64)
+    moved[1] = 3 * fixed[1] - 7  # neither scale nor offset matter
+    found = losses.correlation(fixed, moved)
+    for b in range(2):
+        expected = torch.corrcoef(torch.stack([fixed[b].flatten(), moved[b].flatten()]))[0, 1]
+        assert_close(found[b], expected, rtol=1e-6, atol=1e-6)
+    assert not torch.isclose(found.mean(), losses.normalised_cross_correlation(fixed, moved))
 
 
 def test_keys_and_shapes_are_those_of_checkpoints(golden):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,7 @@ from medtrain_plugins.mammography.exams import lmv_pairs
 from medtrain_plugins.mammography.images import read_pixels
 from medtrain_plugins.mammography.labels import survival_targets
 from medtrain_plugins.mammography.layouts import EMBED_NAME
-from medtrain_plugins.mammography.synth import MAX_YEARS, Settings, draw_women, synthesize
+from medtrain_plugins.mammography.synth import MAX_YEARS, Settings, Woman, draw_women, synthesize
 from scipy import ndimage, stats
 from sklearn.metrics import roc_auc_score
 
@@ -27,9 +29,16 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def without_lesion(tmp_path_factory) -> Path:
+def without_masses(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("synth") / "without"
-    synthesize(out, **SMALL, lesion=False)
+    synthesize(out, **SMALL, signal="none")
+    return out
+
+
+@pytest.fixture(scope="module")
+def changing(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("synth") / "changing"
+    synthesize(out, **SMALL, signal="change")
     return out
 
 
@@ -40,6 +49,10 @@ def cohort(folder) -> Cohort:
 
 @pytest.fixture(scope="module")
 def masses(folder) -> pd.DataFrame:
+    return read_masses(folder)
+
+
+def read_masses(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "masses.tsv", sep="\t").set_index("file_name")
 
 
@@ -134,11 +147,11 @@ def test_a_mass_is_brighter_than_what_is_around_it(folder, masses, cohort):
     assert np.mean(contrast) > 0.2 and np.quantile(contrast, 0.05) > 0.05
 
 
-def test_no_lesion_leaves_only_the_masses_out(folder, without_lesion, masses):
-    assert (folder / "cohort.csv").read_bytes() == (without_lesion / "cohort.csv").read_bytes()
-    assert len((without_lesion / "masses.tsv").read_text().splitlines()) == 1
+def test_no_signal_leaves_only_the_masses_out(folder, without_masses, masses):
+    assert (folder / "cohort.csv").read_bytes() == (without_masses / "cohort.csv").read_bytes()
+    assert len((without_masses / "masses.tsv").read_text().splitlines()) == 1
     for path in folder.glob("*/*.png"):
-        one, other = read_pixels(path), read_pixels(without_lesion / path.parent.name / path.name)
+        one, other = read_pixels(path), read_pixels(without_masses / path.parent.name / path.name)
         changed = one != other
         if path.name not in masses.index:
             assert not changed.any()
@@ -165,8 +178,8 @@ def by_woman(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return values.to_numpy(), case.loc[values.index].to_numpy()
 
 
-def test_without_masses_images_do_not_tell_cases_from_controls(folder, without_lesion):
-    values, case = by_woman(without_lesion)
+def test_without_masses_images_do_not_tell_cases_from_controls(folder, without_masses):
+    values, case = by_woman(without_masses)
     p_values = [stats.mannwhitneyu(column[case], column[~case]).pvalue for column in values.T]
     assert min(p_values) > 0.05 / len(p_values)
     seen, _ = by_woman(folder)
@@ -237,6 +250,118 @@ def test_density_and_sides_look_as_they_should(cohort):
         assert (image == 0).mean() > 0.2  # air is black
 
 
+# Figures in the documentation are of cohorts with this signal: six women of seed 1, as they have always been.
+GROWTH: dict[str, Any] = {
+    "cohort.csv": "3fa1116e51f2cc2f15cc2abc4d3d6f17d4944a8a0b1771aafc81108b66e7bfbf",
+    "masses.tsv": "3244515cf8b60176b9c58e8b64e0bb6409fd99f9e8df51c8820b1a848782d44a",
+    "names": "f86798e8270255e3ac592e69fc38720ace2c4722e99e04661710a61475b7c4e8",
+    "means": {
+        "44634432_R_CC_2011-11-03_1689.png": 6667.4,
+        "44634432_R_MLO_2011-11-03_5159.png": 9908.6,
+        "48155338_R_CC_2013-10-30_6174.png": 10629.6,
+        "83131986_L_CC_2014-07-06_2225.png": 8240.1,
+        "83131986_L_MLO_2014-07-06_2613.png": 12344.7,
+        "18717390_L_CC_2011-12-09_1922.png": 8859.6,
+        "18717390_R_CC_2012-10-12_8103.png": 8416.9,
+        "38818021_L_CC_2015-11-02_4746.png": 8046.0,
+        "38818021_R_MLO_2015-11-02_5539.png": 11509.4,
+        "48155338_L_CC_2013-10-30_8339.png": 10482.1,
+        "80704658_L_MLO_2015-02-23_6044.png": 11155.5,
+        "83131986_R_CC_2016-07-16_2760.png": 8119.5,
+    },
+}
+
+
+def test_growth_stays_what_it_was(tmp_path):
+    synthesize(tmp_path / "out", 6, 1, image_size=(32, 24), workers=1)
+    for name in ("cohort.csv", "masses.tsv"):
+        assert hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == GROWTH[name]
+    # Brightness in levels of 65535: the last bit of a pixel is the processor's, anything drawn otherwise moves it more.
+    found = {path.name: read_pixels(path).mean() for path in tmp_path.glob("out/*/*.png")}
+    assert hashlib.sha256(" ".join(sorted(found)).encode()).hexdigest() == GROWTH["names"]
+    for name, mean in GROWTH["means"].items():
+        assert found[name] == pytest.approx(mean, abs=0.5)
+
+
+def states(women: list[Woman], ill: bool) -> list[list[bool]]:
+    """By breast that falls ill, or that is the same breast of a woman who does not: whether it has a mass, by exam."""
+    return [
+        [woman.mass_at(exam, woman.side, "change") is not None for exam in range(len(woman.exams))]
+        for woman in women
+        if woman.case == ill
+    ]
+
+
+def test_a_change_tells_all_and_a_single_exam_nothing():
+    women = [woman for seed in range(4) for woman in draw_women(Settings(patients=1500, seed=seed))]
+    case, control = states(women, ill=True), states(women, ill=False)
+    assert len(case) == 2700 and len(control) == 3300
+    # All: the breast that falls ill changes at every exam, every other breast at none.
+    assert all(one != other for exams in case for one, other in pairwise(exams))
+    assert all(one == other for exams in control for one, other in pairwise(exams))
+    for woman in women:
+        other = "R" if woman.side == "L" else "L"
+        exams = {woman.mass_at(exam, other, "change") is not None for exam in range(len(woman.exams))}
+        assert len(exams) == 1
+    # Nothing: at each exam, both breasts together are in each of four states with equal odds, whoever falls ill.
+    for number in range(4):
+        counts = np.zeros((2, 4), dtype=int)
+        for woman in women:
+            if number < len(woman.exams):
+                has = [
+                    woman.mass_at(number, side, "change") is not None
+                    for side in (woman.side, *{"L", "R"} - {woman.side})
+                ]
+                counts[int(woman.case), 2 * has[0] + has[1]] += 1
+        assert counts.sum(axis=1).min() > 700
+        share = counts / counts.sum(axis=1, keepdims=True)
+        error = np.sqrt(0.25 * 0.75 / counts.sum(axis=1, keepdims=True))
+        assert (np.abs(share - 0.25) < 4 * error).all()
+        assert stats.chi2_contingency(counts).pvalue > 1e-3
+    # How large and bright a mass is does not depend on the disease either, nor on the time to it.
+    for of in (lambda mass: mass.radius, lambda mass: mass.contrast, lambda mass: mass.depth):
+        values = [[of(woman.masses[woman.side]) for woman in women if woman.case == ill] for ill in (True, False)]
+        assert stats.mannwhitneyu(*values).pvalue > 1e-3
+    assert {found[1] for woman in women for exam in range(2) if (found := woman.mass_at(exam, "L", "change"))} == {0.0}
+
+
+def test_a_changing_cohort_differs_in_its_masses_only(changing, without_masses):
+    assert (changing / "cohort.csv").read_bytes() == (without_masses / "cohort.csv").read_bytes()
+    masses = read_masses(changing)
+    table = read_cohort(changing).table.set_index("file_name")
+    for name, row in table.iterrows():
+        path = Path(row["image_path"])
+        changed = read_pixels(path) != read_pixels(without_masses / path.parent.name / path.name)
+        assert changed.any() == (name in masses.index)
+    ill = table.index[table["years_to_cancer"].notna()]
+    assert masses["years_to_diagnosis"].notna().equals(pd.Series(masses.index.isin(ill), masses.index))
+
+
+def test_the_truth_of_a_changing_cohort_tells_by_change_alone(changing):
+    masses = read_masses(changing)
+    pairs = lmv_pairs(read_cohort(changing))
+    ill = pairs["years_to_cancer"].notna()
+
+    def has(column: str) -> pd.Series:
+        return pairs[column].map(lambda path: Path(path).name in masses.index)
+
+    for exam in ("current", "previous"):
+        assert (has(f"{exam}_cc") == has(f"{exam}_mlo")).all()
+    assert ((has("current_cc") != has("previous_cc")) == ill).all()
+    assert 0.3 < has("current_cc").mean() < 0.7
+
+
+def test_a_mass_that_comes_or_goes_is_seen(changing, without_masses):
+    """A naive reader, who compares smoothed brightness, tells images with a mass from the same without."""
+    masses = read_masses(changing)
+    change = []
+    for path in changing.glob("*/*.png"):
+        if path.name in masses.index:
+            own, bare = (read_pixels(folder / path.parent.name / path.name) for folder in (changing, without_masses))
+            change.append(ndimage.gaussian_filter((own - bare.astype(float)) / 65535, 2).max())
+    assert len(change) > 100 and np.quantile(change, 0.05) > 0.1
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -244,6 +369,7 @@ def test_density_and_sides_look_as_they_should(cohort):
         ({"seed": -1}, "--seed -1"),
         ({"case_fraction": 1.2}, "--case-fraction 1.2"),
         ({"image_size": (16, 96)}, "--height 16"),
+        ({"signal": "lesion"}, "--signal lesion: must be one of growth, change, none"),
     ],
 )
 def test_impossible_settings(tmp_path, settings, message):

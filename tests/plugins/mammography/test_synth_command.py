@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
 from importlib.metadata import EntryPoint
+from typing import get_args
 
 import pytest
 from click.testing import CliRunner
 from medtrain.errors import UsageError
 from medtrain_plugins.mammography.cohort import read_cohort
 from medtrain_plugins.mammography.commands import synth
+from medtrain_plugins.mammography.synth import Signal
 
 SMALL = ["--patients", "4", "--height", "32", "--width", "24", "--workers", "1"]
 
@@ -34,7 +37,7 @@ def test_an_earlier_cohort_is_replaced_and_a_stranger_is_not(tmp_path):
     out.mkdir()
     run("--out", str(out), *SMALL)
     before = sorted(path.name for path in out.rglob("*.png"))
-    run("--out", str(out), *SMALL, "--seed", "1", "--no-lesion")
+    run("--out", str(out), *SMALL, "--seed", "1", "--signal", "none")
     after = sorted(path.name for path in out.rglob("*.png"))
     assert before != after and len((out / "masses.tsv").read_text().splitlines()) == 1
     (out / "thesis.txt").write_text("three years of work")
@@ -47,6 +50,17 @@ def test_an_earlier_cohort_is_replaced_and_a_stranger_is_not(tmp_path):
         run("--out", str(out), *SMALL)
     with pytest.raises(UsageError, match="a file is in the way"):
         run("--out", str(out / "cohort.csv"), *SMALL)
+
+
+def test_every_signal_can_be_asked_for_and_nothing_else(tmp_path):
+    rows = {}
+    for signal in get_args(Signal):
+        run("--out", str(tmp_path / signal), *SMALL, "--signal", signal)
+        rows[signal] = (tmp_path / signal / "masses.tsv").read_text()
+        assert json.loads((tmp_path / signal / "synthesis.json").read_text())["signal"] == signal
+    assert len(set(rows.values())) == 3
+    refused = CliRunner().invoke(synth, ["--out", str(tmp_path / "x"), "--signal", "lesion"])
+    assert refused.exit_code == 2 and "growth" in refused.output and not (tmp_path / "x").exists()
 
 
 def test_help_and_missing_folder():

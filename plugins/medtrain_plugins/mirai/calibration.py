@@ -1,0 +1,157 @@
+"""Platt calibration of yearly risks: fitted on women the model was not trained on, kept as a JSON file.
+
+For each year the calibrated risk is sigmoid(slope * p + intercept) of the model's risk p, as the calibrators of the
+published Mirai have it. Each year is on its own: the order of women in a year never changes (so neither do AUC and
+C-index), but the risks of one woman may fall from a year to the next.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from medtrain.errors import ConfigError, DataError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Array = npt.NDArray[np.float64]
+YEARS = 5
+Slope = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Intercept = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Calibration(BaseModel):
+    """The coefficients by year, and how many samples and cases they were fitted on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["medtrain-platt"] = "medtrain-platt"
+    version: Literal[1] = 1
+    plugin: Literal["mirai"] = "mirai"
+    slope: Annotated[tuple[Slope, ...], Field(min_length=YEARS, max_length=YEARS)]
+    intercept: Annotated[tuple[Intercept, ...], Field(min_length=YEARS, max_length=YEARS)]
+    samples: Annotated[tuple[Count, ...], Field(min_length=YEARS, max_length=YEARS)]
+    cases: Annotated[tuple[Count, ...], Field(min_length=YEARS, max_length=YEARS)]
+
+    @classmethod
+    def read(cls, path: str | Path) -> Calibration:
+        """From a JSON file. Raises ConfigError when it cannot be read or is no calibration."""
+        try:
+            return cls.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise ConfigError(f"{path}: the calibration cannot be read ({error.strerror})") from None
+        except ValidationError as error:
+            item = error.errors()[0]
+            key = ".".join(str(part) for part in item["loc"])
+            raise ConfigError(f"{path}: not a calibration of Mirai: {key}: {item['msg']}") from None
+        except ValueError:
+            raise ConfigError(f"{path}: not a calibration of Mirai: not valid JSON") from None
+
+    def write(self, path: str | Path) -> None:
+        """Into a JSON file."""
+        Path(path).write_text(json.dumps(self.model_dump(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    def apply(self, risks: npt.ArrayLike) -> Array:
+        """Calibrated risks (N, 5) of risks (N, 5)."""
+        logits = np.asarray(self.slope) * np.asarray(risks, dtype=np.float64) + np.asarray(self.intercept)
+        return _sigmoid(logits)
+
+
+def fit(risks: npt.ArrayLike, target: npt.ArrayLike, known: npt.ArrayLike) -> Calibration:
+    """The calibration of risks (N, 5), given what happened.
+
+    target (N, 5): 1 for cancer within that many years. known (N, 5): 1 where that is known (for a case: in every
+    year).
+    Raises DataError naming a year in which all samples have one outcome or one risk, or in which a higher risk does
+    not go with more cancers.
+    """
+    risks, target, known = (np.asarray(values, dtype=np.float64) for values in (risks, target, known))
+    if not np.isfinite(risks).all():
+        raise DataError("risks that are not finite cannot be calibrated")
+    lines: list[tuple[float, float]] = []
+    for year in range(YEARS):
+        where = known[:, year] > 0
+        p, cancer = risks[where, year], target[where, year] > 0
+        if cancer.all() or not cancer.any():
+            raise DataError(
+                f"year {year + 1} cannot be calibrated: of {len(cancer)} samples whose outcome is known "
+                f"{int(cancer.sum())} are cases; both kinds are needed"
+            )
+        if np.ptp(p) == 0:
+            raise DataError(f"year {year + 1} cannot be calibrated: all {len(p)} samples have the risk {p[0]:.4g}")
+        slope, intercept = _fit_year(p, cancer)
+        if slope <= 0:
+            raise DataError(
+                f"year {year + 1} cannot be calibrated: on these {len(p)} samples ({int(cancer.sum())} cases) a higher "
+                "risk does not go with more cancers; use a larger group, or a better model"
+            )
+        lines.append((slope, intercept))
+    return Calibration(
+        slope=tuple(slope for slope, _ in lines),
+        intercept=tuple(intercept for _, intercept in lines),
+        samples=tuple(int(count) for count in (known > 0).sum(axis=0)),
+        cases=tuple(int(count) for count in ((known > 0) & (target > 0)).sum(axis=0)),
+    )
+
+
+def log_loss(risks: npt.ArrayLike, target: npt.ArrayLike, known: npt.ArrayLike) -> Array:
+    """The mean negative log-likelihood of each year, (5,), over the samples whose outcome is known."""
+    risks, target, known = (np.asarray(values, dtype=np.float64) for values in (risks, target, known))
+    risks = np.clip(risks, 1e-12, 1 - 1e-12)
+    entries = -(target * np.log(risks) + (1 - target) * np.log(1 - risks))
+    mean: Array = (entries * known).sum(axis=0) / known.sum(axis=0)
+    return mean
+
+
+def known_outcomes(event_times: npt.ArrayLike, event_observed: npt.ArrayLike) -> tuple[Array, Array]:
+    """Target and known, each (N, 5), of survival times (N,) (0-based year) and whether cancer was observed (N,).
+
+    Unlike the mask a model is trained with, a case stays known after her cancer: she had it within all later years.
+    """
+    from medtrain_plugins.mammography.survival import check_times, year_classes
+
+    times, observed = check_times(np.asarray(event_times), np.asarray(event_observed), YEARS)
+    classes = [year_classes(times, observed, year) for year in range(YEARS)]
+    target = np.stack([cases for cases, _ in classes], axis=1)
+    known = np.stack([cases | free for cases, free in classes], axis=1)
+    return target.astype(np.float64), known.astype(np.float64)
+
+
+def _fit_year(p: Array, cancer: npt.NDArray[np.bool_]) -> tuple[float, float]:
+    """Slope and intercept of greatest likelihood.
+
+    The outcomes are drawn in from 0 and 1 by one sample's worth, as Platt has it ("Probabilistic outputs for support
+    vector machines", 1999): the best line is finite even where risks part the cases from the others perfectly.
+    """
+    from scipy.optimize import minimize
+
+    cases, others = int(cancer.sum()), int((~cancer).sum())
+    y = np.where(cancer, (cases + 1) / (cases + 2), 1 / (others + 2))
+    mean, spread = p.mean(), p.std()
+    design = np.stack([(p - mean) / spread, np.ones_like(p)], axis=1)
+
+    def loss(line: Array) -> float:
+        logits = design @ line
+        return float(np.mean(np.logaddexp(0, logits) - y * logits))
+
+    def gradient(line: Array) -> Array:
+        slope: Array = design.T @ (_sigmoid(design @ line) - y) / len(y)
+        return slope
+
+    def curvature(line: Array) -> Array:
+        q = _sigmoid(design @ line)
+        bend: Array = (design * (q * (1 - q))[:, None]).T @ design / len(y)
+        return bend
+
+    start = np.array([0.0, np.log(y.mean() / (1 - y.mean()))])
+    found = minimize(loss, start, jac=gradient, hess=curvature, method="trust-exact", options={"gtol": 1e-10})
+    slope = float(found.x[0] / spread)
+    return slope, float(found.x[1] - slope * mean)
+
+
+def _sigmoid(x: Array) -> Array:
+    out: Array = 0.5 * (1 + np.tanh(0.5 * x))
+    return out

@@ -1,0 +1,128 @@
+"""KArSL: word-level Arabic signs from the landmarks of face, hands and body, by a spatial-temporal transformer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from medtrain import hookimpl
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+    import torch
+    from medtrain import Data, Run, RunConfig
+    from medtrain.weights import Weights
+
+    from .augmentation import ClipAugmentation
+    from .loss import ClassLoss
+    from .metrics import SignMetrics
+    from .options import KArSLOptions
+
+
+class KArSL:
+    """KArSL: word-level Arabic signs from the landmarks of face, hands and body, by a spatial-temporal transformer."""
+
+    name = "karsl"
+
+    @hookimpl
+    def plugin_options(self) -> type[KArSLOptions]:
+        """Signs, signers, model size, augmentation."""
+        from .options import KArSLOptions
+
+        return KArSLOptions
+
+    @hookimpl
+    def build_data(self, config: RunConfig) -> Data:
+        """Train, validation and test clips. What the configuration leaves open is settled here, before it is used."""
+        from .data import build_data
+        from .defaults import settle
+
+        options = config.options(self.name)
+        settle(config, options)
+        return build_data(config, options)
+
+    @hookimpl
+    def build_model(self, config: RunConfig) -> torch.nn.Module:
+        """The transformer in the chosen size; on several GPUs its batch norm sees the batch of all of them."""
+        import torch
+        from medtrain.build import weights_file
+        from medtrain.weights import load_state, read_state
+
+        from .model import SignTransformer
+
+        options = config.options(self.name)
+        size = options.size
+        model: torch.nn.Module = SignTransformer(
+            len(options.sign_numbers),
+            head_size=size.head_size,
+            heads=size.heads,
+            layers=size.layers,
+            dropout=options.dropout,
+            frames=options.frames,
+            interpolation=options.interpolation,
+        )
+        if options.weights and not config.fresh:
+            path = weights_file(options.weights, f"plugins.{self.name}.weights")
+            load_state(model, read_state(path), str(path))
+        several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if several and torch.cuda.is_available() and config.computational.device != "cpu":
+            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        return model
+
+    @hookimpl
+    def import_weights(self, config: RunConfig, paths: list[Path]) -> Weights | None:
+        """A published checkpoint, its size and number of signs read from the folder's name where that tells them."""
+        from .weights import read_published
+
+        return read_published(paths)
+
+    @hookimpl
+    def build_loss(self, config: RunConfig) -> ClassLoss:
+        """Cross-entropy, the mean over clips."""
+        from .loss import ClassLoss
+
+        return ClassLoss(config.options(self.name).label_smoothing)
+
+    @hookimpl
+    def build_optimizer(self, config: RunConfig, model: torch.nn.Module) -> torch.optim.Optimizer | None:
+        """Adam with the decay in the gradient, as published; the core's AdamW when that is asked for."""
+        if config.options(self.name).optimizer == "adamw":
+            return None
+        import torch
+        from medtrain.defaults import parameter_groups
+
+        settings = config.optimization
+        return torch.optim.Adam(parameter_groups(settings, model), lr=settings.learning_rate)
+
+    @hookimpl
+    def build_metrics(self, config: RunConfig, data: Data) -> list[SignMetrics]:
+        """Top-1, top-5, macro F1, and top-1 of each signer."""
+        from .metrics import SignMetrics
+
+        signers = data.about.get("signers") or sorted(
+            {signer for dataset in data.groups().values() for signer in getattr(dataset, "signers", ())}
+        )
+        return [SignMetrics(config.options(self.name).sign_numbers, signers)]
+
+    @hookimpl
+    def build_augmentation(self, config: RunConfig) -> ClipAugmentation:
+        """Mirror image, rotation, zoom, shift; and times drawn anew for each clip and epoch."""
+        from .augmentation import ClipAugmentation
+
+        options = config.options(self.name)
+        return ClipAugmentation(
+            options.frames,
+            options.interpolation,
+            jitter=options.jitter,
+            flip_p=options.flip_p,
+            affine_p=options.affine_p,
+            flip_mode=options.flip_mode,
+        )
+
+    @hookimpl
+    def predict(self, run: Run, sample: Any) -> pd.DataFrame:
+        """The signs of clips without labels: a folder of keypoints, an npz file of clips, an npy file of one."""
+        from .predict import predict_signs
+
+        return predict_signs(run, sample, run.config.options(self.name))
