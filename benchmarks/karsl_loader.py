@@ -5,7 +5,8 @@ Both methods deliver the same thing, batches of 64 augmented clips (64, 50, 736)
 
     npz        one compressed npz per signer and sign, handles kept open in a cache; in the worker, per clip: decode,
                sample 50 frames, mirror, rotate, zoom and shift with NumPy; default collate. As published training does.
-    medtrain   the memory-mapped container, whole batches packed in the worker, sampled and augmented at once
+    medtrain   the memory-mapped container; workers look at the clips and draw, the training process packs whole batches
+               from the map, samples and augments them at once
 
 Each contestant runs in a process of its own, in turn, several times; what counts is the better of its two epochs, from
 the first batch to the last (the start of the workers is not counted), and the ratio within a round, since the machine's
@@ -125,7 +126,6 @@ def medtrain(folder: Path) -> Any:
 
 def measure(contestant: str, folder: Path) -> float:
     """Clips per second in the better epoch."""
-    torch.set_num_threads(1)
     rates = []
     for batches in {"npz": npz, "medtrain": medtrain}[contestant](folder):
         first = next(batches)

@@ -56,9 +56,7 @@ def export(
 
     if not source.exists():
         raise UsageError(f"{source}: there is no such run, checkpoint or file; `medtrain runs list` shows runs")
-    told = export_model(
-        source, format_, out, checkpoint=checkpoint, check=check, max_drop=max_drop, assignments=set_
-    )
+    told = export_model(source, format_, out, checkpoint=checkpoint, check=check, max_drop=max_drop, assignments=set_)
     if as_json:
         click.echo(json.dumps({"status": "completed", **told}))
         return

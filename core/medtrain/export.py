@@ -16,6 +16,7 @@ from medtrain.data import Data
 from medtrain.errors import PluginError, UsageError, nearest
 from medtrain.hookspecs import NONE
 from medtrain.maps import Maps, SplitFolder
+from medtrain.model import unwrap
 from medtrain.plugins import Plugins
 from medtrain.run import Run
 from medtrain.weights import Weights
@@ -78,7 +79,7 @@ def export_model(
     _check_out(out, source, suffix)
     found = _open_file(source, assignments) if source.is_file() else _open_run(source, checkpoint, assignments)
     world = distributed.join("cpu")
-    model = build.build_module(found.config, found.plugins, world)
+    model = unwrap(build.build_module(found.config, found.plugins, world))
     weights.load_state(model, found.weights.state, found.where)
     facts = found.facts or {}
     run = Run(found.config, model.eval(), world.device, found.split, step=facts.get("step", 0))
@@ -144,7 +145,7 @@ def _open_file(path: Path, assignments: Sequence[str]) -> _Source:
     noted = weights.read_about(path)
     if noted is None:
         raise UsageError(
-            f"{path}: does not say which model it is for; `medtrain weights import PLUGIN {path}` makes a file that does"
+            f"{path}: does not say which model it is for; `medtrain weights import PLUGIN {path}` makes one that does"
         )
     plugin = noted["plugin"]
     values = {"run": {"plugins": [plugin]}, "plugins": {plugin: noted["options"]}}

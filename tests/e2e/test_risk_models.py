@@ -51,7 +51,7 @@ def test_from_run_to_prediction(medtrain: Any, cohort: Path, tmp_path: Path, mod
     predicted = pd.read_csv(tmp_path / "predicted.csv").set_index("sample_id")
     assert set(predicted.index) == set(table.index)
     column = "ncc" if model == "mammo_reg_net" else "risk_3"
-    given = predicted["ncc_after" if model == "mammo_reg_net" else "risk_year_3"]
+    given = predicted["ncc" if model == "mammo_reg_net" else "risk_year_3"]
     assert given.to_numpy() == pytest.approx(table.loc[predicted.index, column].to_numpy(), abs=1e-4)
     sides = predicted.index.str.extract(r"_([LR])_(CC|MLO)$").notna().all(axis=1)
     assert sides.all() if UNITS[model] == "view" else not sides.any()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,7 @@ from medtrain import Run, Section
 from medtrain.data import Loader
 from torch import Tensor
 
-from medtrain_plugins.mammography.cohort import read_cohort
-from medtrain_plugins.mammography.dataset import ExamDataset, read_folder
+from medtrain_plugins.mammography.predict import open_source
 from medtrain_plugins.mammography.samples import VIEW_PAIRS
 
 from .metrics import displacement, ncc, ncc_before, negative_jacobian
@@ -32,13 +30,7 @@ def predict_pairs(run: Run, source: Any, options: MammoRegNetOptions) -> pd.Data
 
     source: a table, a folder with one, or a folder of images named as in EMBED.
     """
-    path = Path(source)
-    if path.is_dir() and not any(path.glob("*.csv")):
-        cohort = read_folder(path)
-    else:
-        cohort = read_cohort(path, None, options.layout, options.columns, options.on_bad_rows)
-    table = VIEW_PAIRS.make(cohort)
-    dataset = ExamDataset(table, VIEW_PAIRS, options.image_size, options.image_orientation, layout=cohort.layout)
+    table, dataset = open_source(source, options, VIEW_PAIRS)
     found: dict[str, list[Tensor]] = {measure.__name__: [] for measure in MEASURES}
     for batch, outputs in _registered(run, Loader(dataset, run.config.data.batch_size), options):
         for measure in MEASURES:
@@ -87,7 +79,7 @@ def registration_sections(run: Run, options: MammoRegNetOptions) -> list[Section
 def _pictures(run: Run, options: MammoRegNetOptions, titles: dict[str, str]) -> Iterator[dict[str, Any]]:
     """The named samples of the run's data, registered, as `overlay_figure` takes them."""
     samples: dict[str, Any] = {}
-    for dataset in run.data.groups().values() if run.data else ():
+    for dataset in (run.data.groups() or {"whole": run.data.whole}).values() if run.data else ():
         places = {name: i for i, name in enumerate(dataset.sample_ids)}  # type: ignore[attr-defined]
         samples |= {name: dataset[places[name]] for name in titles if name in places}
     batches = [{key: samples[name][key].unsqueeze(0) for key in (FIXED, MOVING)} for name in titles if name in samples]

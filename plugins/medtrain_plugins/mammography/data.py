@@ -62,9 +62,7 @@ def demo_table(options: CohortOptions) -> Path:
     folder = cache_dir() / name
     if not (folder / synth.SETTINGS).is_file():
         log.info("Making the demo cohort: %d women, kept in %s", options.demo_patients, folder)
-        synth.synthesize(
-            folder, options.demo_patients, options.demo_seed, image_size=size, signal=options.demo_signal
-        )
+        synth.synthesize(folder, options.demo_patients, options.demo_seed, image_size=size, signal=options.demo_signal)
     return folder
 
 

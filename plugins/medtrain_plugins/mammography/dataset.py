@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .cohort import Cohort, list_images
 from .images import Orientation, Pixels, read_header, read_pixels, to_tensor
-from .labels import clean_followup, clean_ttc, survival_targets
+from .labels import SurvivalTargets, clean_followup, clean_ttc, survival_targets
 from .layouts import EMBED_NAME, EMBED_PATTERN, LATERALITIES, UNKNOWN, VIEWS
 from .samples import Samples
 
@@ -125,27 +125,29 @@ def _values(table: pd.DataFrame) -> dict[str, Tensor]:
         values["time_gap"] = table["time_gap"].to_numpy(np.float32)
     values |= {name: table[name].to_numpy(np.int64) for name in CODES if name in table}
     if "years_to_cancer" in table:
-        ttc, followup = table["years_to_cancer"].to_numpy(), table["years_to_followup"].to_numpy()
-        labels = survival_targets(ttc, followup)
-        values |= {
-            "target": labels.target,
-            "y_mask": labels.mask,
-            "event_times": labels.event_time,
-            "event_observed": labels.event_observed,
-            "years_to_cancer": clean_ttc(ttc) - 1,
-            "years_to_last_followup": clean_followup(followup),
-        }
+        labels, years = _labels(table)
+        values |= years
+        values |= {"target": labels.target, "y_mask": labels.mask}
+        values |= {"event_times": labels.event_time, "event_observed": labels.event_observed}
     if "years_to_cancer_prior" in table:
-        ttc, followup = table["years_to_cancer_prior"].to_numpy(), table["years_to_followup_prior"].to_numpy()
-        labels = survival_targets(ttc, followup)
+        labels, years = _labels(table, "_prior")
+        values |= years
         values |= {
             "target_prior": labels.target,
             "y_mask_prior": labels.mask,
             "previous_event_times": labels.event_time,
-            "years_to_cancer_prior": clean_ttc(ttc) - 1,
-            "years_to_last_followup_prior": clean_followup(followup),
         }
     return {name: torch.from_numpy(value) for name, value in values.items()}
+
+
+def _labels(table: pd.DataFrame, suffix: str = "") -> tuple[SurvivalTargets, dict[str, Any]]:
+    """Labels of the exams whose columns end in `suffix`, and the years they come from."""
+    ttc, followup = table[f"years_to_cancer{suffix}"].to_numpy(), table[f"years_to_followup{suffix}"].to_numpy()
+    years = {
+        f"years_to_cancer{suffix}": clean_ttc(ttc) - 1,
+        f"years_to_last_followup{suffix}": clean_followup(followup),
+    }
+    return survival_targets(ttc, followup), years
 
 
 def read_folder(folder: str | Path) -> Cohort:

@@ -24,7 +24,9 @@ class CohortOptions(BaseModel):
     augmentation: bool = Field(True, description="random crop, affine, brightness, contrast, gamma (LMV-Net: flip)")
     demo_patients: int = Field(0, ge=0, description="without data: women of a synthetic cohort; 0 needs data")
     demo_seed: int = Field(0, ge=0, description="seed of that cohort")
-    demo_signal: Literal["growth", "change", "none"] = Field("growth", description="what tells of a coming cancer in it")
+    demo_signal: Literal["growth", "change", "none"] = Field(
+        "growth", description="what tells of a coming cancer in it"
+    )
 
     @property
     def image_orientation(self) -> Literal["as_is", "mirai"]:

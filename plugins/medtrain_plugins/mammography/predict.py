@@ -1,4 +1,4 @@
-"""Risks for images that come without labels."""
+"""What a user wants predicted: images that come without labels, and their risks."""
 
 from __future__ import annotations
 
@@ -20,10 +20,8 @@ from .samples import Samples
 COLUMNS = ("sample_id", "patient_id", "exam_id", "laterality", "view", "time_gap")
 
 
-def predict_risks(
-    run: Run, source: Any, options: CohortOptions, samples: Samples, primary_risk: Callable[[Any], torch.Tensor]
-) -> pd.DataFrame:
-    """One row per sample of the model: its ids, `time_gap` where it has one, `risk_year_1` ... `risk_year_5`.
+def open_source(source: Any, options: CohortOptions, samples: Samples) -> tuple[pd.DataFrame, ExamDataset]:
+    """The samples of what the user named, as a table and as a dataset.
 
     source: a table, a folder with one, or a folder of images named as in EMBED.
     """
@@ -33,7 +31,17 @@ def predict_risks(
     else:
         cohort = read_cohort(path, None, options.layout, options.columns, options.on_bad_rows)
     table = samples.make(cohort)
-    dataset = ExamDataset(table, samples, options.image_size, options.image_orientation, layout=cohort.layout)
+    return table, ExamDataset(table, samples, options.image_size, options.image_orientation, layout=cohort.layout)
+
+
+def predict_risks(
+    run: Run, source: Any, options: CohortOptions, samples: Samples, primary_risk: Callable[[Any], torch.Tensor]
+) -> pd.DataFrame:
+    """One row per sample of the model: its ids, `time_gap` where it has one, `risk_year_1` ... `risk_year_5`.
+
+    source: see `open_source`.
+    """
+    table, dataset = open_source(source, options, samples)
     risks = []
     with torch.no_grad():
         for batch in Loader(dataset, run.config.data.batch_size):

@@ -1,4 +1,4 @@
-"""What every breast-cancer risk model of the family has in common: its heads, its score, its encoder, its frozen parts."""
+"""What every breast-cancer risk model of the family has: heads, a score, an encoder, frozen parts."""
 
 from __future__ import annotations
 

@@ -52,15 +52,14 @@ class ClipAugmentation:
         self.max_angle, self.scale, self.max_shift = max_angle, scale, max_shift
 
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """`where` (count,) and `choices` (6,), uniform in [0, 1): as many numbers whatever the settings."""
-        uniform = torch.rand(self.count + len(_CHOICES), generator=generator)
-        return {"where": uniform[: self.count], "choices": uniform[self.count :]}
+        """`uniform` (6 + count,) in [0, 1): the choices, then the times; as many whatever the settings."""
+        return {"uniform": torch.rand(len(_CHOICES) + self.count, generator=generator)}
 
     def __call__(self, batch: dict[str, Any], draws: dict[str, Tensor]) -> dict[str, Any]:
         """The batch with `keypoints` (B, count, 736) float32 in place of `frames`."""
         lengths = batch["length"]
         frames = batch["frames"].view(-1, LANDMARKS, CHANNELS)
-        chosen = dict(zip(_CHOICES, draws["choices"].unbind(dim=1), strict=True))
+        chosen = dict(zip(_CHOICES, draws["uniform"].unbind(dim=1), strict=False))
 
         def of_clip(values: Tensor) -> Tensor:
             """What is drawn for a clip, for each of its frames."""
@@ -71,7 +70,7 @@ class ClipAugmentation:
         frames = mirror(frames, flip, all(batch["adjusted"]), self.flip_mode)
         move_(frames, *map(of_clip, self.movement(chosen)))
 
-        places = positions(lengths, self.count, 0.5 + self.jitter * (draws["where"] - 0.5))
+        places = positions(lengths, self.count, 0.5 + self.jitter * (draws["uniform"][:, len(_CHOICES) :] - 0.5))
         keypoints = sample(frames.flatten(1), lengths, places, self.interpolation)
         return {**{key: value for key, value in batch.items() if key != "frames"}, "keypoints": keypoints}
 
@@ -94,11 +93,9 @@ def mirror(frames: Tensor, flip: Tensor, adjusted: bool, mode: FlipMode = "corre
     models were trained: x becomes -x and the hands are exchanged, while pose and face keep their landmarks on the side
     they came from.
     """
-    same = torch.arange(LANDMARKS, device=frames.device)
     partners = torch.tensor(MIRROR if mode == "corrected" else _HANDS_EXCHANGED, device=frames.device)
-    first = LANDMARKS * torch.arange(len(frames), device=frames.device)[:, None]
-    sources = first + torch.where(flip[:, None], partners, same)
-    mirrored = frames.reshape(-1, CHANNELS).index_select(0, sources.flatten()).view(frames.shape)
+    mirrored = frames.index_select(1, partners)
+    torch.where(flip[:, None, None], mirrored, frames, out=mirrored)
     flipped = flip.to(frames.dtype)
     mirrored[..., 0] *= (1 - 2 * flipped)[:, None]
     if mode == "reference":
@@ -115,7 +112,7 @@ def mirror(frames: Tensor, flip: Tensor, adjusted: bool, mode: FlipMode = "corre
 
 def move_(frames: Tensor, factor: Tensor, shift: Tensor) -> None:
     """Turn, scale and shift detected groups of frames (N, 184, 4) in place: x + iy becomes factor (x + iy) + shift."""
-    xy = torch.view_as_complex(frames.unflatten(-1, (2, 2))[..., 0, :])
+    xy = torch.view_as_complex(frames.view(-1, LANDMARKS, 2, 2)[:, :, 0])
     xy *= factor[:, None]
     for rows, seen in _seen(frames):
         xy[:, rows] += (seen * shift)[:, None]

@@ -22,6 +22,7 @@ import pandas as pd
 from medtrain.errors import DataError, UsageError
 
 from .landmarks import CHANNELS, LANDMARKS, Frames, Normalisation, normalisation_of
+from .mapped import MappedArray, describe
 
 FORMAT, VERSION = "medtrain-karsl", 1
 FRAMES, INDEX, ABOUT = "frames.npy", "clips.parquet", "dataset.json"
@@ -128,7 +129,7 @@ def read_index(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     if not (folder / INDEX).is_file():
         raise DataError(f"{folder / INDEX}: is missing; make it again with `medtrain data prepare karsl`")
     index = pd.read_parquet(folder / INDEX)
-    shape = open_frames(folder / FRAMES).shape
+    shape = frames_array(folder / FRAMES).shape
     ends = index["offset"] + index["length"]
     if shape[1:] != (LANDMARKS, CHANNELS) or int(ends.max()) > shape[0] or int(index["offset"].min()) < 0:
         raise DataError(
@@ -138,10 +139,11 @@ def read_index(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     return index, about
 
 
-def open_frames(path: Path) -> Frames:
-    """The array of frames.npy, not read but mapped."""
+def frames_array(path: Path) -> MappedArray:
+    """The array in frames.npy; raises DataError when it is none."""
     try:
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return describe(path, array.dtype, array.shape, array.offset)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); make it again with `medtrain data prepare karsl`") from None
 

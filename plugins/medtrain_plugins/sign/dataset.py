@@ -10,14 +10,14 @@ import torch
 from medtrain.errors import DataError, first_lines
 
 from .formats import Clips
-from .landmarks import FEATURES
+from .mapped import Elsewhere, pack
 
 
 class ClipDataset:
     """Some clips of a dataset. A sample has
 
-    `frames` (L, 184, 4) as it lies on disk; `label`, the class; `sign`, `signer`; `adjusted`, whether the frames are
-    centred and scaled; `sample_id`.
+    `frames` (L, 184, 4) as they lie on disk, and their `place` there if they are mapped; `label`, the class; `sign`,
+    `signer`; `adjusted`, whether the frames are centred and scaled; `sample_id`.
 
     rows: numbers of the clips. signs: those to tell apart, a sign's place is its class.
     """
@@ -39,9 +39,12 @@ class ClipDataset:
         return len(self.rows)
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
+        row = self.rows[index]
+        place = getattr(self.read, "place", None)
         return {
             "sample_id": self.sample_ids[index],
-            "frames": self.read(self.rows[index]),
+            "frames": self.read(row),
+            "place": place and place(row),
             "label": self.classes[index],
             "sign": self.signs[index],
             "signer": self.signers[index],
@@ -52,19 +55,22 @@ class ClipDataset:
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Samples as one batch:
 
-    `frames` (sum of lengths, 736) float32, the clips end to end; `length`, `label`, `sign`, `signer` (B,) int64;
-    `adjusted` and `sample_id`, lists. Raises DataError naming clips that are empty or not finite.
+    `frames` (sum of lengths, 736) float32, the clips end to end; `length` and `label` (B,) int64; `sign`, `signer`,
+    `adjusted`, `sample_id`, lists. Raises DataError naming clips that are empty or not finite.
     """
     clips = [sample["frames"] for sample in samples]
     lengths = [len(clip) for clip in clips]
-    frames = np.concatenate(clips, dtype=np.float32, casting="same_kind").reshape(-1, FEATURES)
-    # One sum tells of any value that is not finite, at a fraction of the cost of looking at each.
-    if not all(lengths) or not np.isfinite(frames.sum()):
+    # A sum tells of any value that is not finite, at a fraction of the cost of looking at each.
+    if not all(lengths) or not np.isfinite([clip.sum(dtype=np.float32) for clip in clips]).all():
         _refuse(samples)
-    batch: dict[str, Any] = {"frames": torch.from_numpy(frames), "length": torch.tensor(lengths)}
-    for key in ("label", "sign", "signer"):
-        batch[key] = torch.tensor([sample[key] for sample in samples])
-    return batch | {key: [sample[key] for sample in samples] for key in ("adjusted", "sample_id")}
+    places = [sample["place"] for sample in samples if sample.get("place")]
+    travels = torch.utils.data.get_worker_info() is not None
+    batch: dict[str, Any] = {
+        "frames": Elsewhere(places) if travels and len(places) == len(samples) else pack(clips),
+        "length": torch.tensor(lengths),
+        "label": torch.tensor([sample["label"] for sample in samples]),
+    }
+    return batch | {key: [sample[key] for sample in samples] for key in ("sign", "signer", "adjusted", "sample_id")}
 
 
 def _refuse(samples: list[dict[str, Any]]) -> None:

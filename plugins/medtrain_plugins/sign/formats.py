@@ -20,7 +20,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,8 +28,9 @@ import pandas as pd
 from medtrain.cache import cache_dir
 from medtrain.errors import DataError, first_lines
 
-from .container import COLUMNS, FRAMES, Clip, is_container, open_frames, read_index
+from .container import COLUMNS, FRAMES, Clip, frames_array, is_container, read_index
 from .landmarks import CHANNELS, LANDMARKS, Frames
+from .mapped import MappedArray, Place, describe, frames_at
 
 log = logging.getLogger("medtrain")
 
@@ -65,21 +65,18 @@ class Clips:
 
 
 class PackedFrames:
-    """Reads clips that lie end to end in one mapped array; each process maps the file itself."""
+    """Reads clips that lie end to end in mapped files. arrays: by key; keys, offsets, lengths: of each clip."""
 
-    def __init__(self, opened: Callable[[], dict[str, Frames]], files: list[str], offsets: Any, lengths: Any) -> None:
-        self._open, self.files = opened, files
+    def __init__(self, arrays: dict[str, MappedArray], keys: list[str], offsets: Any, lengths: Any) -> None:
+        self.arrays, self.keys = arrays, keys
         self.starts, self.stops = np.asarray(offsets).tolist(), (np.asarray(offsets) + np.asarray(lengths)).tolist()
-        self._arrays: dict[str, Frames] | None = None
 
     def __call__(self, clip: int) -> Frames:
-        if self._arrays is None:
-            self._arrays = self._open()
-        frames: Frames = self._arrays[self.files[clip]][self.starts[clip] : self.stops[clip]]
-        return frames
+        return frames_at(self.place(clip))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_arrays": None}
+    def place(self, clip: int) -> Place:
+        """Where the clip is."""
+        return Place(self.arrays[self.keys[clip]], self.starts[clip], self.stops[clip])
 
 
 class NpzFrames:
@@ -152,12 +149,10 @@ def find_layout(folder: Path) -> tuple[str, Path]:
 
 def _open_container(base: Path) -> Clips:
     index, about = read_index(base)
-    reader = PackedFrames(partial(_map_container, base), [FRAMES] * len(index), index["offset"], index["length"])
+    reader = PackedFrames(
+        {FRAMES: frames_array(base / FRAMES)}, [FRAMES] * len(index), index["offset"], index["length"]
+    )
     return Clips(index.drop(columns="offset"), reader, about | {"layout": "container"})
-
-
-def _map_container(base: Path) -> dict[str, Frames]:
-    return {FRAMES: open_frames(base / FRAMES)}
 
 
 def _open_npz(base: Path) -> Clips:
@@ -200,8 +195,8 @@ def _open_mmap(base: Path) -> Clips:
     splits = [split for split in SPLITS if (base / f"{split}_X.mmap").is_file()]
     parts = [_mmap_table(base, split) for split in splits]
     table = pd.concat(parts, ignore_index=True)
-    opened = partial(_map_splits, base, {split: _mmap_shape(base, split) for split in splits})
-    reader = PackedFrames(opened, table["split"].tolist(), table["offset"], table["length"])
+    arrays = {s: describe(base / f"{s}_X.mmap", np.float32, _mmap_shape(base, s)) for s in splits}
+    reader = PackedFrames(arrays, table["split"].tolist(), table["offset"], table["length"])
 
     def scan() -> pd.DataFrame:
         rows = zip(table["clip"], table["sign"], table["signer"], table["split"], strict=True)
@@ -213,13 +208,6 @@ def _open_mmap(base: Path) -> Clips:
 
 
 _MMAP_FILES = ("_X.mmap", "_X_shape.npy", "_y.npz", "_X_map_samples_lens.npy")
-
-
-def _map_splits(base: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Frames]:
-    return {
-        split: np.asarray(np.memmap(base / f"{split}_X.mmap", np.float32, "r", shape=shape))
-        for split, shape in shapes.items()
-    }
 
 
 def _mmap_shape(base: Path, split: str) -> tuple[int, ...]:

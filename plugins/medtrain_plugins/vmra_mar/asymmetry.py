@@ -100,7 +100,10 @@ class AsymmetryDetector(nn.Module):
         """Sets mean and standard deviation to those of the raw scores (B, T, 2) where `present`, once."""
         if self.compat == "reference" or self.has_scale:
             return
-        self.has_scale = (self.learned_asym_mean.item(), self.learned_asym_std.item()) != (PUBLISHED_MEAN, PUBLISHED_STD)
+        self.has_scale = (self.learned_asym_mean.item(), self.learned_asym_std.item()) != (
+            PUBLISHED_MEAN,
+            PUBLISHED_STD,
+        )
         if self.has_scale:
             return
         count, total = _over_processes(present.sum(), (raw * present).sum())

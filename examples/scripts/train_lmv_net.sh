@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Trains LMV-Net with the published settings: the preset `paper` of the plugin lmv_net.
+set -euo pipefail
+
+if (($# < 3)); then
+    cat >&2 <<'USAGE'
+Usage: train_lmv_net.sh TABLE IMAGES OUT [OPTION...]
+
+Trains LMV-Net with the published settings.
+
+  TABLE   the cohort's table (CSV, EMBED or CSAW-CC layout)
+  IMAGES  the folder of its 16-bit PNG images
+  OUT     the run directory to write
+  OPTION  anything that `medtrain run` takes; the last value of a key wins
+
+Pretrained parts come from the environment, or as options:
+
+  MIRAI_ENCODER  a Mirai snapshot, state dict or safetensors; 'none' trains the encoder from scratch
+                 (--set lmv_net.encoder_weights=FILE)
+  REGISTRATION   a trained MammoRegNet, a file or a run; 'none' leaves the prior exam unaligned
+                 (--set lmv_net.registration=FILE)
+USAGE
+    exit 2
+fi
+
+table=$1 images=$2 out=$3
+shift 3
+exec medtrain run --plugin lmv_net --preset paper --data "$table" --images "$images" --out "$out" \
+    ${MIRAI_ENCODER:+--set "lmv_net.encoder_weights=$MIRAI_ENCODER"} \
+    ${REGISTRATION:+--set "lmv_net.registration=$REGISTRATION"} \
+    "$@"
