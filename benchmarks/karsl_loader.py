@@ -18,10 +18,12 @@ speed swings between rounds. With the file a table is written to benchmarks/resu
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -39,6 +41,7 @@ CLIPS = SIGNS * SIGNERS * REPEATS
 BATCH, FRAMES, WORKERS, EPOCHS = 64, 50, 2, 2
 RESULTS = Path(__file__).parent / "results" / "karsl_loader.md"
 CONTESTANTS = ("npz", "medtrain")
+Round = dict[str, dict[str, float]]
 
 
 def make(folder: Path) -> None:
@@ -107,6 +110,7 @@ def npz(folder: Path) -> Any:
     loader = DataLoader(PerItem(folder / "npz"), BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True)
     for _ in range(EPOCHS):
         yield (clips for clips, _ in loader)
+    loader._iterator._shutdown_workers()
 
 
 def medtrain(folder: Path) -> Any:
@@ -124,9 +128,10 @@ def medtrain(folder: Path) -> Any:
     loader.close()
 
 
-def measure(contestant: str, folder: Path) -> float:
-    """Clips per second in the better epoch."""
-    rates = []
+def measure(contestant: str, folder: Path) -> dict[str, float]:
+    """`rate`, clips per second in the better epoch; `cpu`, microseconds of all processes for a clip."""
+    torch.set_num_threads(1)  # threads that wait for each other would disturb the loader processes
+    rates, before = [], cpu_seconds()
     for batches in {"npz": npz, "medtrain": medtrain}[contestant](folder):
         first = next(batches)
         assert first.shape == (BATCH, FRAMES, 736) and first.dtype == torch.float32
@@ -135,7 +140,14 @@ def measure(contestant: str, folder: Path) -> float:
             seen += len(batch)
         rates.append(seen / (time.perf_counter() - started))
         assert seen == CLIPS - BATCH
-    return max(rates)
+    gc.collect()
+    return {"rate": max(rates), "cpu": (cpu_seconds() - before) / (EPOCHS * CLIPS) * 1e6}
+
+
+def cpu_seconds() -> float:
+    """Of this process and of its children that ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def main() -> None:
@@ -153,43 +165,53 @@ def main() -> None:
         if not (folder / "npz").is_dir():
             print(f"making {CLIPS} clips")
             make(folder)
-        rounds = []
+        rounds: list[Round] = []
         for number in range(arguments.rounds):
-            rates = {}
+            rates: Round = {}
             for contestant in CONTESTANTS if number % 2 else CONTESTANTS[::-1]:
                 command = [sys.executable, __file__, "--measure", contestant, "--data", str(folder)]
                 output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-                rates[contestant] = float(output.splitlines()[-1])
+                rates[contestant] = json.loads(output.splitlines()[-1])
             rounds.append(rates)
-            print({name: round(rate) for name, rate in rates.items()}, f"{rates['medtrain'] / rates['npz']:.1f}x")
-    ratios = sorted(rates["medtrain"] / rates["npz"] for rates in rounds)
+            print(row(number + 1, rates))
+    ratios = sorted(rates["medtrain"]["rate"] / rates["npz"]["rate"] for rates in rounds)
     report(rounds, ratios)
     if arguments.check and statistics.median(ratios) < arguments.check:
         sys.exit(f"the median ratio {statistics.median(ratios):.2f} is below {arguments.check}")
 
 
-def report(rounds: list[dict[str, float]], ratios: list[float]) -> None:
+def row(number: int, rates: Round) -> str:
+    one, other = rates["npz"], rates["medtrain"]
+    speed, work = other["rate"] / one["rate"], one["cpu"] / other["cpu"]
+    cells = (number, f"{one['rate']:,.0f}", f"{other['rate']:,.0f}", f"{speed:.1f}")
+    cells = (*cells, f"{one['cpu']:,.0f}", f"{other['cpu']:,.0f}", f"{work:.1f}")
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def report(rounds: list[Round], ratios: list[float]) -> None:
+    work = sorted(rates["npz"]["cpu"] / rates["medtrain"]["cpu"] for rates in rounds)
     lines = [
         "# Loading clips of signs",
         "",
         f"`python benchmarks/karsl_loader.py --rounds {len(rounds)}`: {CLIPS:,} synthetic clips of {SIGNS} signs by "
         f"{SIGNERS} signers, batches of {BATCH} augmented clips ({FRAMES}, 736), {WORKERS} loader processes, "
-        f"{os.cpu_count()} CPU cores (shared), torch {torch.__version__.split('+')[0]}, NumPy {np.__version__}, "
+        f"{os.cpu_count()} CPU cores, torch {torch.__version__.split('+')[0]}, NumPy {np.__version__}, "
         f"Python {platform.python_version()}.",
         "",
-        "| round | npz, per item: clips/s | medtrain: clips/s | ratio |",
-        "| --- | --- | --- | --- |",
-    ]
-    for number, rates in enumerate(rounds, 1):
-        ratio = rates["medtrain"] / rates["npz"]
-        lines.append(f"| {number} | {rates['npz']:,.0f} | {rates['medtrain']:,.0f} | {ratio:.1f} |")
-    lines += [
+        "| round | npz: clips/s | medtrain: clips/s | ratio | npz: CPU us/clip | medtrain: CPU us/clip | ratio |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *(row(number, rates) for number, rates in enumerate(rounds, 1)),
         "",
-        f"Ratio: median {statistics.median(ratios):.1f}, lowest {ratios[0]:.1f}, highest {ratios[-1]:.1f}.",
+        f"Clips per second: {spread(ratios)}. CPU time: {spread(work)}; it counts all processes and does not depend on "
+        "what else the machine does.",
         "",
     ]
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text("\n".join(lines), encoding="utf-8")
+
+
+def spread(ratios: list[float]) -> str:
+    return f"median {statistics.median(ratios):.1f} times, lowest {ratios[0]:.1f}, highest {ratios[-1]:.1f}"
 
 
 if __name__ == "__main__":

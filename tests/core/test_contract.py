@@ -33,6 +33,7 @@ HOOKS = {
         "evaluate": ["run", "loader"],
         "predict": ["run", "sample"],
         "import_weights": ["config", "paths"],
+        "export": ["run", "format", "path", "check"],
         "report_sections": ["run"],
     },
     hookspecs.Lifecycle: {

@@ -119,6 +119,18 @@ def test_workers_change_nothing() -> None:
     assert contents(list(working.epoch(1, 2))) == contents(list(plain.epoch(1, 2)))
 
 
+class Unreadable(Vectors):
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        raise DataError(f"sample {index} is unreadable")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_errors_for_people_come_as_they_are(workers: int) -> None:
+    with pytest.raises(DataError) as raised:
+        list(Loader(Unreadable(0, 4), 2, num_workers=workers))
+    assert str(raised.value) == "sample 0 is unreadable"
+
+
 def test_a_process_without_samples_gets_a_stand_in() -> None:
     first, second = (Loader(Vectors(0, 5), 2, rank=rank, world=2) for rank in range(2))
     last = [list(loader.epoch())[-1] for loader in (first, second)]

@@ -16,6 +16,15 @@ SCRIPTS = Path(__file__).parents[2] / "examples" / "scripts"
 MODELS = ["imgfeatalign", "lmv_net", "mirai", "oa_breacr", "vmra_mar"]
 ALIGNING = ["imgfeatalign", "lmv_net"]
 
+# Batch size, learning rate, weight decay, epochs.
+PUBLISHED = {
+    "imgfeatalign": (8, 5e-5, 1e-4, 30),
+    "lmv_net": (4, 5e-5, 1e-4, 30),
+    "mirai": (6, 5e-5, 1e-4, 40),
+    "oa_breacr": (12, 5e-5, 1e-6, 30),
+    "vmra_mar": (2, 1e-4, 1e-4, 40),
+}
+
 # What makes the published settings small.
 TINY = [
     "--epochs=1",
@@ -76,6 +85,21 @@ def test_what_it_is_given_reaches_the_command_line(elsewhere: Path) -> None:
     ]
     bare = launch(elsewhere, "lmv_net", "t", "i", "o", MIRAI_ENCODER="", REGISTRATION="")
     assert bare.stdout.splitlines()[-2:] == ["--out", "o"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_preset_they_use_holds_the_published_settings(model: str) -> None:
+    preset = tomllib.loads((presets(model) / "paper.toml").read_text())
+    optimization = preset["optimization"]
+    assert PUBLISHED[model] == (
+        preset["data"]["batch_size"],
+        optimization["learning_rate"],
+        optimization["weight_decay"],
+        optimization["num_epochs"],
+    )
+    scheduler = preset["scheduler"]
+    assert (scheduler["name"], scheduler["factor"], scheduler["patience"]) == ("plateau", 0.5, 5)
+    assert preset["early_stopping"]["patience"] == 15
 
 
 @pytest.mark.acceptance

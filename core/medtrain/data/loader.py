@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from medtrain import determinism
 from medtrain.data.contract import Augmentation, Dataset, classes_of
-from medtrain.errors import DataError
+from medtrain.errors import DataError, MedtrainError
 
 Batch = dict[str, Any]
 DRAWS = "_draws"
@@ -101,7 +101,7 @@ class Loader:
         self.workers: Any = None
         if num_workers:
             self.workers = DataLoader(
-                self.fetch,  # type: ignore[arg-type]  # torch asks for its own base class
+                _InWorker(self.fetch),  # type: ignore[arg-type]  # torch asks for its own base class
                 batch_sampler=self.plan,
                 num_workers=num_workers,
                 collate_fn=_first,
@@ -140,7 +140,10 @@ class Loader:
         else:
             self.plan.wanted = wanted
             batches = iter(self.workers)
-        for (positions, empty), (batch, draws) in zip(parts, batches, strict=True):
+        for (positions, empty), fetched in zip(parts, batches, strict=True):
+            if isinstance(fetched, MedtrainError):
+                raise fetched
+            batch, draws = fetched
             yield Item(batch, draws, positions, empty)
 
     def close(self) -> None:
@@ -201,6 +204,22 @@ class _Fetch:
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+
+class _InWorker:
+    """Fetches in a loader process. Errors for people travel as they are: torch would send their traceback as text."""
+
+    def __init__(self, fetch: _Fetch) -> None:
+        self.fetch = fetch
+
+    def __getitem__(self, pairs: list[tuple[int, int]]) -> Any:
+        try:
+            return self.fetch[pairs]
+        except MedtrainError as error:
+            return error
+
+    def __len__(self) -> int:
+        return len(self.fetch)
 
 
 def _no_seed(position: int) -> int:

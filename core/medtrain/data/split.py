@@ -52,8 +52,9 @@ class Split:
     def as_data(self) -> Data:
         """The groups as plugins gave or would have given them."""
         groups = self.groups
-        known = (groups.get(name) for name in (*GROUPS, "whole"))
-        return Data(*known, about=self.about)
+        return Data(
+            groups.get("train"), groups.get("validation"), groups.get("test"), groups.get("whole"), about=self.about
+        )
 
     def membership(self) -> dict[str, Any]:
         """Who is in which group, as it is recorded and compared on resume."""

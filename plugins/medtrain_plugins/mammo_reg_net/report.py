@@ -79,7 +79,8 @@ def registration_sections(run: Run, options: MammoRegNetOptions) -> list[Section
 def _pictures(run: Run, options: MammoRegNetOptions, titles: dict[str, str]) -> Iterator[dict[str, Any]]:
     """The named samples of the run's data, registered, as `overlay_figure` takes them."""
     samples: dict[str, Any] = {}
-    for dataset in (run.data.groups() or {"whole": run.data.whole}).values() if run.data else ():
+    datasets = [*run.data.groups().values(), run.data.whole] if run.data else []
+    for dataset in filter(None, datasets):
         places = {name: i for i, name in enumerate(dataset.sample_ids)}  # type: ignore[attr-defined]
         samples |= {name: dataset[places[name]] for name in titles if name in places}
     batches = [{key: samples[name][key].unsqueeze(0) for key in (FIXED, MOVING)} for name in titles if name in samples]

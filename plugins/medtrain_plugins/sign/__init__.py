@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
     import torch
-    from medtrain import Data, Run, RunConfig
+    from medtrain import Data, Run, RunConfig, Section
+    from medtrain.export import Check
     from medtrain.weights import Weights
 
     from .augmentation import ClipAugmentation
@@ -126,3 +127,17 @@ class KArSL:
         from .predict import predict_signs
 
         return predict_signs(run, sample, run.config.options(self.name))
+
+    @hookimpl
+    def report_sections(self, run: Run) -> list[Section]:
+        """Scores by sign, confusions, signers, training curves."""
+        from .plots import sign_sections
+
+        return sign_sections(run, run.config.options(self.name))
+
+    @hookimpl
+    def export(self, run: Run, format: str, path: Path, check: Check | None) -> dict[str, Any] | None:
+        """ONNX in float32 or with 8-bit weights, and the published checkpoint layout."""
+        from .export import export_signs
+
+        return export_signs(run, run.config.options(self.name), format, path, check)

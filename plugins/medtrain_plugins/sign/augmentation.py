@@ -65,9 +65,7 @@ class ClipAugmentation:
             """What is drawn for a clip, for each of its frames."""
             return values.repeat_interleave(lengths, dim=0, output_size=len(frames))
 
-        flip = of_clip(chosen["flip"] < self.flip_p)
-        # The mirror image is a new tensor, and what follows works in it: memory is the cost of all this.
-        frames = mirror(frames, flip, all(batch["adjusted"]), self.flip_mode)
+        frames = mirror_where(of_clip(chosen["flip"] < self.flip_p), frames, all(batch["adjusted"]), self.flip_mode)
         move_(frames, *map(of_clip, self.movement(chosen)))
 
         places = positions(lengths, self.count, 0.5 + self.jitter * (draws["uniform"][:, len(_CHOICES) :] - 0.5))
@@ -84,8 +82,16 @@ class ClipAugmentation:
         return torch.polar(scale, angle), torch.complex(across, down)
 
 
-def mirror(frames: Tensor, flip: Tensor, adjusted: bool, mode: FlipMode = "corrected") -> Tensor:
-    """A copy of frames (N, 184, 4), mirrored where `flip` (N,) says so.
+def mirror_where(flip: Tensor, frames: Tensor, adjusted: bool, mode: FlipMode = "corrected") -> Tensor:
+    """A copy of frames (N, 184, 4), mirrored where `flip` (N,) says so; see `mirror`."""
+    if frames.is_cuda:  # which frames these are, is not asked: the answer would have to be waited for
+        return torch.where(flip[:, None, None], mirror(frames, adjusted, mode), frames)
+    which = flip.nonzero()[:, 0]
+    return frames.index_copy(0, which, mirror(frames[which], adjusted, mode))
+
+
+def mirror(frames: Tensor, adjusted: bool, mode: FlipMode = "corrected") -> Tensor:
+    """The mirror image of frames (N, 184, 4).
 
     adjusted: whether they are centred and scaled, or in image coordinates. "corrected": every landmark takes the place
     of its partner on the other side, x becomes -x (1 - x in image coordinates), and pose and face of adjusted frames
@@ -95,18 +101,15 @@ def mirror(frames: Tensor, flip: Tensor, adjusted: bool, mode: FlipMode = "corre
     """
     partners = torch.tensor(MIRROR if mode == "corrected" else _HANDS_EXCHANGED, device=frames.device)
     mirrored = frames.index_select(1, partners)
-    torch.where(flip[:, None, None], mirrored, frames, out=mirrored)
-    flipped = flip.to(frames.dtype)
-    mirrored[..., 0] *= (1 - 2 * flipped)[:, None]
+    mirrored[..., 0] *= -1
     if mode == "reference":
         return mirrored
     if not adjusted:
         for rows, seen in _seen(mirrored):
-            mirrored[:, rows, 0] += (flipped * seen)[:, None]
+            mirrored[:, rows, 0] += seen[:, None]
         return mirrored
     for group in ("pose", "face"):
-        anchor = mirrored[:, ANCHORS[group], :3] * flipped[:, None]
-        mirrored[:, GROUPS[group], :3] -= anchor[:, None]
+        mirrored[:, GROUPS[group], :3] -= mirrored[:, ANCHORS[group], None, :3].clone()
     return mirrored
 
 

@@ -59,12 +59,13 @@ def export_signs(
         write_onnx(model, path, about)
         told = check_equality(model, path, check)
     else:
+        clips = _clips_for_accuracy(check)
         with TemporaryDirectory(dir=path.parent, prefix=".onnx-") as folder:
             float32 = Path(folder) / "float32.onnx"
             write_onnx(model, float32, about)
-            told = check_equality(model, float32, check, only_generated=True)
+            check_equality(model, float32, check, only_generated=True)
             quantize(float32, path, about)
-            told |= check_accuracy(model, float32, path, check)
+            told = check_accuracy(model, float32, path, clips, check.max_drop if check else 0.0)
     facts = {"opset": OPSET, "input": [INPUT, *about["input"]["shape"]], "output": [OUTPUT, *about["output"]["shape"]]}
     return {**facts, **told}
 
@@ -211,27 +212,24 @@ def check_equality(
     return {"checked": True, "largest_difference": largest, "compared_on": list(sets), "notes": notes}
 
 
-def check_accuracy(model: SignTransformer, float32: Path, int8: Path, check: Check | None) -> dict[str, Any]:
-    """Compare top-1 of both files on the run's validation group, or on `CHECK_CLIPS` clips evenly drawn from it.
+def check_accuracy(
+    model: SignTransformer, float32: Path, int8: Path, clips: tuple[str, Any] | None, max_drop: float
+) -> dict[str, Any]:
+    """Compare top-1 of both files on a named group of clips, or on `CHECK_CLIPS` of them, evenly drawn.
 
     The scale of 8-bit activations depends on what is in a batch, so clips are taken one by one and 64 at a time, and
-    the smaller value counts. Raises ExportError when int8 loses more than the check allows, DataError without clips.
+    the smaller value counts. clips: None to compare nothing. Raises ExportError when int8 loses more than `max_drop`
+    percentage points.
     """
     sizes = {"bytes_float32": float32.stat().st_size, "bytes_int8": int8.stat().st_size}
     ratio = f"{sizes['bytes_int8'] / 1e6:,.2f} MB instead of {sizes['bytes_float32'] / 1e6:,.2f}"
-    if check is None:
+    if clips is None:
         note = f"{ratio}; its accuracy was not compared with that of the trained model."
         return {**sizes, "checked": False, "notes": [note]}
-    try:
-        name, dataset = _group(check.data())
-    except (DataError, ConfigError) as error:
-        raise type(error)(
-            f"the accuracy of 8-bit weights cannot be checked on the run's data; name where they are with "
-            f"--set data.table=FOLDER, or give --no-check: {error}"
-        ) from None
+    name, dataset = clips
     reference, smaller = session(float32), session(int8)
     hits = {"float32": 0, "batches": 0, "one by one": 0}
-    clips = 0
+    count = 0
     for keypoints, labels in sampled(dataset, model, CHECK_CLIPS):
         singly = [_logits(smaller, keypoints[i : i + 1]) for i in range(len(keypoints))]
         answers = {
@@ -241,16 +239,29 @@ def check_accuracy(model: SignTransformer, float32: Path, int8: Path, check: Che
         }
         for way, logits in answers.items():
             hits[way] += int((np.where(np.isfinite(logits), logits, -np.inf).argmax(axis=1) == labels).sum())
-        clips += len(labels)
-    before, after = hits["float32"] / clips, min(hits["batches"], hits["one by one"]) / clips
-    result = f"top-1 {after:.4f} on {clips} clips of the {name} group, {before:.4f} in float32"
-    if 100 * (before - after) > check.max_drop + 1e-9:
+        count += len(labels)
+    before, after = hits["float32"] / count, min(hits["batches"], hits["one by one"]) / count
+    result = f"top-1 {after:.4f} on {count} clips of the {name} group, {before:.4f} in float32"
+    if 100 * (before - after) > max_drop + 1e-9:
         raise ExportError(
             f"8-bit weights lose {100 * (before - after):.2f} percentage points ({result}), more than the "
-            f"{check.max_drop:g} that --max-drop allows; nothing was written. Use --format onnx, or allow more"
+            f"{max_drop:g} that --max-drop allows; nothing was written. Use --format onnx, or allow more"
         )
-    accuracy = {"group": name, "clips": clips, "top1_float32": before, "top1_int8": after}
+    accuracy = {"group": name, "clips": count, "top1_float32": before, "top1_int8": after}
     return {**sizes, "checked": True, "accuracy": accuracy, "notes": [f"{ratio}; {result}."]}
+
+
+def _clips_for_accuracy(check: Check | None) -> tuple[str, Any] | None:
+    """The group to compare accuracies on; DataError or ConfigError, told what to do, where there is none."""
+    if check is None:
+        return None
+    try:
+        return _group(check.data())
+    except (DataError, ConfigError) as error:
+        raise type(error)(
+            f"the accuracy of 8-bit weights cannot be checked on the run's data; name where they are with "
+            f"--set data.table=FOLDER, or give --no-check: {error}"
+        ) from None
 
 
 def _logits(running: onnxruntime.InferenceSession, keypoints: Array) -> Array:

@@ -145,6 +145,22 @@ def test_mirai_normalisation_reaches_the_encoder_only(model, batch):
     assert_close(seen["encoder"][:4], expected.expand(-1, 3, -1, -1))
 
 
+def test_pairs_are_registered_in_turn_and_each_with_its_own(model, batch, monkeypatch):
+    """However many at a time: the same risks; one at a time where images are large."""
+    together = predict(model, batch)
+    sizes: list[int] = []
+    network = model.longitudinal_feat_processor.mammo_reg_net
+    hook = network.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    for pixels, expected in ((96 * 64 - 1, [1, 1, 1, 1]), (3 * 96 * 64, [3, 1])):
+        monkeypatch.setattr("medtrain_plugins.lmv_net.model.PIXELS_AT_ONCE", pixels)
+        found = predict(model, batch)
+        assert sizes == expected
+        sizes.clear()
+        for name, risk in together.items():
+            assert_close(found[name], risk)
+    hook.remove()
+
+
 def small_batch() -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     keys = ("current_image_cc", "current_image_mlo", "previous_image_cc", "previous_image_mlo")

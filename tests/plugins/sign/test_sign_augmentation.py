@@ -9,27 +9,23 @@ import pytest
 import torch
 from keypoint_files import frames, lose
 from medtrain.data import Loader
-from medtrain_plugins.sign.augmentation import ClipAugmentation, affine, mirror
+from medtrain_plugins.sign.augmentation import ClipAugmentation, mirror, mirror_where, move_
 from medtrain_plugins.sign.container import Clip
 from medtrain_plugins.sign.dataset import collate
 from medtrain_plugins.sign.landmarks import ANCHORS, FACE, GROUPS, MIRROR, normalisation_of
 
 
-def flags(clip: Any, adjusted: bool) -> torch.Tensor:
-    return torch.full((len(clip),), adjusted)
-
-
 @pytest.mark.parametrize("adjusted", [True, False])
 def test_the_mirror_image_twice_is_the_clip(adjusted: bool) -> None:
     clip = torch.from_numpy(lose(frames(6, 1, adjusted), "lh", [2, 3]))
-    once = mirror(clip, flags(clip, adjusted))
+    once = mirror(clip, adjusted)
     assert not torch.equal(once, clip)
-    assert torch.allclose(mirror(once, flags(clip, adjusted)), clip, atol=1e-6)
+    assert torch.allclose(mirror(once, adjusted), clip, atol=1e-6)
 
 
 def test_landmarks_land_on_their_partners() -> None:
     clip = torch.from_numpy(lose(frames(3, 2, adjusted=False), "rh", [1]))
-    done = mirror(clip, flags(clip, False))
+    done = mirror(clip, False)
     tagged = {0: 1, 2: 3, 5: 4, 6 + FACE.index(33): 6 + FACE.index(263), 6 + FACE.index(468 + 1): 6 + FACE.index(476)}
     for row, partner in tagged.items():
         assert torch.allclose(done[:, row, 0], 1 - clip[:, partner, 0])
@@ -41,7 +37,7 @@ def test_landmarks_land_on_their_partners() -> None:
 
 def test_a_mirrored_adjusted_clip_is_centred_again() -> None:
     clip = torch.from_numpy(lose(frames(4, 3), "face", [0]))
-    done = mirror(clip, flags(clip, True))
+    done = mirror(clip, True)
     assert normalisation_of(done.numpy()) == "adjusted"
     assert not done[0, GROUPS["face"]].any()
     # The right elbow as seen from the right shoulder, mirrored, is the left elbow as seen from the left one.
@@ -49,9 +45,16 @@ def test_a_mirrored_adjusted_clip_is_centred_again() -> None:
     assert torch.allclose(done[:, 2, :3], wanted, atol=1e-6)
 
 
+def test_only_chosen_frames_are_mirrored() -> None:
+    clip = torch.from_numpy(frames(4, 3))
+    done = mirror_where(torch.tensor([True, False, True, False]), clip, True)
+    assert torch.equal(done[[1, 3]], clip[[1, 3]])
+    assert torch.equal(done[[0, 2]], mirror(clip, True)[[0, 2]])
+
+
 def test_the_reference_mirror_exchanges_hands_only() -> None:
     clip = torch.from_numpy(frames(2, 4))
-    done = mirror(clip, flags(clip, True), "reference")
+    done = mirror(clip, True, "reference")
     negated = torch.tensor([-1, 1, 1, 1])
     assert torch.equal(done[:, :142], clip[:, :142] * negated)
     assert torch.equal(done[:, GROUPS["rh"]], clip[:, GROUPS["lh"]] * negated)
@@ -60,9 +63,8 @@ def test_the_reference_mirror_exchanges_hands_only() -> None:
 def test_missing_groups_stay_missing_under_the_affine_change() -> None:
     clip = torch.from_numpy(lose(lose(frames(5, 5), "lh", [1, 4]), "pose", [0]))
     angle, scale = math.radians(12), 1.1
-    matrix = scale * torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    shift = torch.tensor([0.05, -0.1])
-    done = affine(clip, matrix.expand(5, 2, 2), shift.expand(5, 2))
+    done = clip.clone()
+    move_(done, torch.polar(torch.full((5,), scale), torch.full((5,), angle)), torch.full((5,), 0.05 - 0.1j))
     assert not done[[1, 4], GROUPS["lh"]].any() and not done[0, GROUPS["pose"]].any()
     x, y = clip[2, 100, :2].tolist()
     wanted = [
@@ -107,14 +109,13 @@ def test_half_of_the_clips_are_mirrored_and_half_are_moved() -> None:
         share = (changed != still).flatten(1).any(dim=1).float().mean()
         assert 0.38 < share < 0.62
     moved = ClipAugmentation(5, jitter=0, flip_p=0, affine_p=1)
-    matrix, shift = moved._matrix(
-        dict(zip(("flip", "affine", "angle", "scale", "shift_x", "shift_y"), draws["choices"].T, strict=True))
-    )
-    scales = matrix.det().sqrt()
-    angles = torch.atan2(matrix[:, 1, 0], matrix[:, 0, 0]).rad2deg()
-    assert 0.85 <= scales.min() < 0.88 and 1.12 < scales.max() <= 1.15
-    assert -15 <= angles.min() < -13.5 and 13.5 < angles.max() <= 15
-    assert shift.abs().max() <= 0.1 and shift.abs().max() > 0.09
+    names = ("flip", "affine", "angle", "scale", "shift_x", "shift_y")
+    factor, shift = moved.movement(dict(zip(names, draws["uniform"].T, strict=False)))
+    scales, angles = factor.abs(), factor.angle().rad2deg()
+    assert 0.85 - 1e-6 <= scales.min() < 0.88 and 1.12 < scales.max() <= 1.15 + 1e-6
+    assert -15.01 <= angles.min() < -13.5 and 13.5 < angles.max() <= 15.01
+    for way in (shift.real, shift.imag):
+        assert -0.1 <= way.min() < -0.09 and 0.09 < way.max() <= 0.1
 
 
 class Clips:
@@ -173,7 +174,7 @@ def test_two_ranks_draw_differently() -> None:
         loader = Loader(Clips(16), 8, shuffle=True, augmentation=augmentation, collate_fn=collate, rank=rank, world=2)
         draws.append(next(loader.epoch()).draws)
     assert draws[0] is not None and draws[1] is not None
-    assert not (draws[0]["choices"] == draws[1]["choices"]).any()
+    assert not (draws[0]["uniform"] == draws[1]["uniform"]).any()
 
 
 def test_the_anchor_rows_are_the_partners_of_other_rows() -> None:

@@ -42,7 +42,7 @@ def test_several_clips_at_once_are_each_alone() -> None:
 
 @pytest.mark.parametrize("length", [1, 13, 50, 120])
 def test_jitter_stays_in_the_middle_of_its_part(length: int) -> None:
-    drawn = ClipAugmentation(50).draw(torch.Generator().manual_seed(1))["where"]
+    drawn = ClipAugmentation(50).draw(torch.Generator().manual_seed(1))["uniform"][6:]
     jittered = positions(torch.tensor([length]), 50, 0.5 + 0.8 * (drawn[None] - 0.5))[0]
     width = length / 50
     parts = torch.arange(50) * width
