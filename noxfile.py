@@ -93,7 +93,9 @@ def chaos(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """What a step costs beyond its arithmetic, against the bare loop and accelerate."""
+    """What a step costs beyond its arithmetic; the risk models and the loader of signs against plain ways."""
     python = prepare(session)
     session.run(python, "benchmarks/overhead.py", "--rounds", "5", external=True)
     session.run(python, "benchmarks/overhead.py", "--flat", "50000", external=True)
+    session.run(python, "benchmarks/risk_models.py", external=True)
+    session.run(python, "benchmarks/karsl_loader.py", external=True)

@@ -126,8 +126,9 @@ class ImgFeatAlign(BaseRiskModel):
     def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
         check_images(batch, IMAGES, "ImgFeatAlign")
         current, previous = batch["current_image"], batch["previous_image"]
-        f_cur, f_pri = self.features(torch.cat([current, previous])).chunk(2)
+        # First, so that the registration's full-size maps are gone before the encoder's stay for the backward pass.
         flow = self.deformation_field(current, previous)
+        f_cur, f_pri = self.features(torch.cat([current, previous])).chunk(2)
         f_aligned = self.align(f_pri, flow)
         f_diff = (f_cur - f_aligned).abs()
         return {
@@ -144,8 +145,7 @@ class ImgFeatAlign(BaseRiskModel):
         if self.registration == "none":
             # One zero seen from everywhere: the field is as large as both images and nobody may look at it.
             return current.new_zeros(1).expand(len(current), 2, *current.shape[-2:])
-        flow: Tensor = self.run(self.registration_name, current, previous)[1]
-        return flow
+        return self.flow(current, previous)
 
     def align(self, f_pri: Tensor, flow: Tensor) -> Tensor:
         """Features of the prior exam, moved to where the current exam shows the same tissue."""

@@ -25,7 +25,6 @@ from medtrain_plugins.mammography.registration import MammoRegNet
 from medtrain_plugins.mammography.risk_model import BaseRiskModel, Head, InputNorm, check_images
 
 IMAGES = ("current_image_cc", "current_image_mlo", "previous_image_cc", "previous_image_mlo")
-PIXELS_AT_ONCE = 2**18  # of one exam, in the registration network
 
 
 class FeedForward(nn.Module):
@@ -185,19 +184,11 @@ class LMVNet(BaseRiskModel):
         return torch.cat([f_cur, f_aligned if self.align_prior else f_pri, f_diff], dim=1)
 
     def displacement(self, current: Tensor, previous: Tensor) -> Tensor | None:
-        """Where in the prior's features the tissue of each of the current ones is found, (N, 2, h, w); None: there.
-
-        Some pairs at a time, large ones one by one: they do not depend on each other, and take less memory in turn.
-        """
+        """Where in the prior's features the tissue of each of the current ones is found, (N, 2, h, w); None: there."""
         if self.registration == "none":
             return None
-        height, width = current.shape[-2:]
-        pairs = max(1, PIXELS_AT_ONCE // (height * width))
-        flows = [
-            self.run(self.registration_name, *images)[1]
-            for images in zip(torch.split(current, pairs), torch.split(previous, pairs), strict=True)
-        ]
-        return feature_displacement(torch.cat(flows), (height // STRIDE, width // STRIDE), self.compat)
+        size = (current.shape[-2] // STRIDE, current.shape[-1] // STRIDE)
+        return feature_displacement(self.flow(current, previous), size, self.compat)
 
     @staticmethod
     def risk_heads(outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Head]:

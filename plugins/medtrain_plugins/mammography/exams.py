@@ -134,7 +134,7 @@ def visits(cohort: Cohort, count: int) -> pd.DataFrame:
 
     In CSAW-CC incomplete exams are skipped; where exams have dates (EMBED) one breaks the chain, so that the change
     a sample shows is always the latest. Adds the paths `visit_<k>_<view>`, k = 0 the oldest and `count` - 1 the current
-    exam, NaN before a woman's first visit, and `time_gap` (years) to the exam before. Raises DataError without a sample.
+    exam, NaN before a woman's first visit, and `time_gap` (years) to the exam before. Raises DataError without one.
     """
     exams = all_exams(cohort.table)
     complete = exams[EXAM_VIEWS].notna().all(axis=1)

@@ -18,6 +18,8 @@ InputNorm = Literal["none", "mirai"]
 # What Mirai's weights were trained on: 16-bit pixels, standardised.
 MIRAI_MEAN, MIRAI_STD = 7047.99, 12005.5
 
+PIXELS_AT_ONCE = 2**18
+
 
 class BaseRiskModel(nn.Module, ABC):
     """`model(batch) -> dict` of outputs, heads for the loss, and one score per follow-up year.
@@ -51,11 +53,21 @@ class BaseRiskModel(nn.Module, ABC):
         """Cumulative risk within 1 to 5 years, (B, 5) float probabilities: what metrics are computed from."""
 
     def features(self, images: Tensor) -> Tensor:
-        """Images (N, 1, H, W) in [0, 1] -> the encoder's features (N, C, H/32, W/32)."""
+        """Grey images (N, 1, H, W) in [0, 1] -> the encoder's features (N, C, H/32, W/32)."""
         if self.input_norm == "mirai":
             images = (images * 65535 - MIRAI_MEAN) / MIRAI_STD
-        features: Tensor = self.run(self.encoder_name, images.expand(-1, 3, -1, -1))
-        return features
+        learns = torch.is_grad_enabled() and self.encoder_name not in self._frozen
+        if learns or self.get_submodule(self.encoder_name).training:  # batch norms see all images together
+            features: Tensor = self.run(self.encoder_name, images.expand(-1, 3, -1, -1))
+            return features
+        return torch.cat([self.run(self.encoder_name, part.expand(-1, 3, -1, -1)) for part in in_turn(images)])
+
+    def flow(self, current: Tensor, previous: Tensor) -> Tensor:
+        """Where in the previous images the tissue of each pixel of the current ones is found, (N, 2, H, W) in pixels,
+        channel 0 = rows: the answer of the registration network.
+        """
+        pairs = zip(in_turn(current), in_turn(previous), strict=True)
+        return torch.cat([self.run(self.registration_name, *pair)[1] for pair in pairs])
 
     def freeze(self, name: str) -> None:
         """Keeps a sub-network as it is from now on: no gradients, and in eval mode whatever `train` says.
@@ -75,6 +87,15 @@ class BaseRiskModel(nn.Module, ABC):
         for name in self._frozen:
             self.get_submodule(name).eval()
         return self
+
+
+def in_turn(images: Tensor) -> tuple[Tensor, ...]:
+    """Some images (N, 1, H, W) at a time, large ones one by one: what does not depend on the others, and keeps nothing
+    for a backward pass, takes less memory in turn.
+    """
+    height, width = images.shape[-2:]
+    parts: tuple[Tensor, ...] = torch.split(images, max(1, PIXELS_AT_ONCE // (height * width)))
+    return parts
 
 
 def check_images(batch: dict[str, Any], keys: Sequence[str], model: str, leading: tuple[int | None, ...] = ()) -> None:
