@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,21 @@ def test_configurations_follow_preset_then_set_then_flags() -> None:
     # The network that registers is no risk model: it takes what it knows of what each model is told.
     network = Request(None, None, "demo", None, None, ["each.image_size=[32, 64]", "each.compat=reference"])
     assert network.resolve("mammo_reg_net").options("mammo_reg_net").image_size == (32, 64)
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(1800)
+def test_five_models_on_the_demo_cohort(medtrain: Any, tmp_path: Path) -> None:
+    """One command without data: all five trained, evaluated and compared, each far from chance."""
+    started = time.monotonic()
+    result = medtrain("benchmark", "risk", "--out", "demo", "--json", "--quiet", timeout=1700, OMP_NUM_THREADS="2")
+    print(f"\n{result.stdout}\n{time.monotonic() - started:.0f} s")
+    told = json.loads((tmp_path / "demo" / "comparison.json").read_text())
+    assert {run["name"] for run in told["runs"]} == {"imgfeatalign", "lmv_net", "mirai", "oa_breacr", "vmra_mar"}
+    (made,) = told["comparisons"]
+    for name, score in made["units"]["patient"]["scores"]["c_index"].items():
+        print(f"{name}: {score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})")
+        assert score["value"] >= 0.65
+    assert len(list((tmp_path / "demo" / "plots").glob("*.png"))) >= 4
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 4
