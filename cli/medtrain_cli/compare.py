@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=FILE)
 @click.option("--group", default="test", show_default=True, help="Group of samples to compare on.")
-@click.option("--split", default=0, show_default=True, help="Which split of every run.")
+@click.option("--split", type=click.IntRange(min=0), help="Which split of every run; default: all folds together.")
 @click.option("--out", type=FILE, help="Where the files go; default: compare-<UTC time> in the current folder.")
 @click.option(
     "--replicates", type=click.IntRange(min=0), default=2000, show_default=True, help="Replicates of the bootstrap."
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def compare(
     runs: tuple[Path, ...],
     group: str,
-    split: int,
+    split: int | None,
     out: Path | None,
     replicates: int,
     seed: int,

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from medtrain_cli.options import FILE
+
+if TYPE_CHECKING:
+    from medtrain import Trainer
+
+TOGETHER = ("pooled", "ensemble")
 
 SET = click.option("--set", "set_", multiple=True, metavar="KEY=VALUE", help="Change a key of the run's configuration.")
 
@@ -17,7 +23,7 @@ SET = click.option("--set", "set_", multiple=True, metavar="KEY=VALUE", help="Ch
 @click.option("--group", help="Group to evaluate; default: test, or all of the data given with --data.")
 @click.option("--data", type=FILE, help="Another table of samples than the run's.")
 @click.option("--images", type=FILE, help="The folder of that table's images.")
-@click.option("--split", default=0, show_default=True, help="Which split of the run.")
+@click.option("--split", type=click.IntRange(min=0), help="Which split of the run; default: all, and their summary.")
 @click.option("--checkpoint", help="A checkpoint's name; default: the best, else the last.")
 @click.option("--out", type=FILE, help="Where the files go; default: evaluation-<group> in the split's folder.")
 @SET
@@ -27,7 +33,7 @@ def evaluate(
     group: str | None,
     data: Path | None,
     images: Path | None,
-    split: int,
+    split: int | None,
     checkpoint: str | None,
     out: Path | None,
     set_: tuple[str, ...],
@@ -35,11 +41,15 @@ def evaluate(
 ) -> None:
     """Evaluate a run (or one of its checkpoints) on a group: metrics, predictions, plots, report."""
     from medtrain import Trainer
-    from medtrain.maps import strict
+    from medtrain.maps import Maps, strict
 
     maps, split, checkpoint = _locate(run, split, checkpoint)
     trainer = Trainer.from_maps(maps, assignments=set_)
     group = group or ("test" if data is None and images is None else "all")
+    if split is None and len(Maps.open(maps).splits()) > 1 and out is None:
+        options = {"checkpoint": checkpoint, "table": data, "images": images}
+        return _evaluate_folds(trainer, maps, group, options, as_json)
+    split = split or 0
     result = trainer.evaluate(group, split_idx=split, checkpoint=checkpoint, table=data, images=images)
     folder = trainer.report(out)
     intervals = result.details.get("intervals", {})
@@ -59,10 +69,35 @@ def evaluate(
     screen.print(f"\nReport       {folder / 'report.html'}\nPredictions  {folder / 'predictions.csv'}", soft_wrap=True)
 
 
+def _evaluate_folds(trainer: Trainer, maps: Path, group: str, options: dict[str, Any], as_json: bool) -> None:
+    from medtrain.folds import evaluate_folds, write_folds
+    from medtrain.maps import Maps
+
+    results = evaluate_folds(trainer, group, **options)
+    folder = write_folds(Maps.open(maps), results, f"{', '.join(trainer.plugins.names)}: group {group}")
+    if as_json:
+        click.echo(json.dumps({"status": "completed", "out": str(folder), **results.to_json()}))
+        return
+    from medtrain_cli.output import console, table
+
+    rows = []
+    for name, one in results.spread.items():
+        limits = f"{one.low:.3f} to {one.high:.3f}" if one.folds > 1 else ""
+        others = [getattr(results, kind).metrics.get(name) if getattr(results, kind) else None for kind in TOGETHER]
+        rows.append([name, one.mean, one.sd, limits, *others])
+    screen = console()
+    screen.print(
+        table(f"Group {group}, {len(results.by_fold)} folds", ["metric", "mean", "SD", "95 % CI", *TOGETHER], rows)
+    )
+    for kind, reason in results.notes.items():
+        screen.print(f"no {kind} values: {reason}", soft_wrap=True)
+    screen.print(f"\nReport       {folder / 'report.html'}", soft_wrap=True)
+
+
 @click.command()
 @click.argument("run", type=FILE)
 @click.argument("input", type=FILE)
-@click.option("--split", default=0, show_default=True, help="Which split of the run.")
+@click.option("--split", type=click.IntRange(min=0), help="Which split of the run; default: the mean over all of them.")
 @click.option("--checkpoint", help="A checkpoint's name; default: the best, else the last.")
 @click.option("--out", type=FILE, help="CSV or Parquet file; default: print.")
 @SET
@@ -70,7 +105,7 @@ def evaluate(
 def predict(
     run: Path,
     input: Path,
-    split: int,
+    split: int | None,
     checkpoint: str | None,
     out: Path | None,
     set_: tuple[str, ...],
@@ -79,11 +114,16 @@ def predict(
     """Predict for INPUT (what it may be, the run's plugin says) with a trained run."""
     from medtrain import Trainer
     from medtrain.errors import DataError, UsageError
+    from medtrain.folds import average_predictions
+    from medtrain.maps import Maps
 
     maps, split, checkpoint = _locate(run, split, checkpoint)
     if not input.exists():
         raise DataError(f"{input}: there is no such file or folder")
-    predictions = Trainer.from_maps(maps, assignments=set_).predict(input, split_idx=split, checkpoint=checkpoint)
+    trainer = Trainer.from_maps(maps, assignments=set_)
+    numbers = [folder.number for folder in Maps.open(maps).splits()] if split is None else [split]
+    tables = [trainer.predict(input, split_idx=number, checkpoint=checkpoint) for number in numbers]
+    predictions = average_predictions(tables) if len(tables) > 1 else tables[0]
     if out is not None:
         try:
             if out.suffix == ".parquet":
@@ -101,7 +141,7 @@ def predict(
         click.echo(f"{len(predictions)} predictions in {out}")
 
 
-def _locate(run: Path, split: int, checkpoint: str | None) -> tuple[Path, int, str | None]:
+def _locate(run: Path, split: int | None, checkpoint: str | None) -> tuple[Path, int | None, str | None]:
     """The run directory behind a path, and split and checkpoint when the path names a checkpoint of it."""
     from medtrain.maps import Maps
 

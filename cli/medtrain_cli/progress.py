@@ -25,6 +25,7 @@ class PlainProgress:
     """One line per epoch, and one every half minute within long ones."""
 
     every = 30.0
+    transient = True  # not part of the run: a resume brings its own
 
     def __init__(self, screen: Console) -> None:
         self.screen = screen
@@ -56,6 +57,8 @@ class PlainProgress:
 
 class LiveProgress:
     """A bar of epochs and a bar of steps with loss, metric, learning rate, samples/s and the time left."""
+
+    transient = True  # not part of the run: a resume brings its own
 
     def __init__(self, screen: Console) -> None:
         self.bars = Progress(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from medtrain.errors import UsageError
 
 from medtrain_cli.options import FILE, Request, output_options, request_options
 
@@ -21,18 +22,22 @@ if TYPE_CHECKING:
 @request_options
 @click.option("--out", type=FILE, help="The run directory itself; default runs/<UTC time>-<plugin>[-<name>].")
 @click.option("--nproc", type=click.IntRange(min=1), default=1, show_default=True, help="Processes on this machine.")
+@click.option("--split", type=click.IntRange(min=0), help="Train this split only (one job of an array). Default: all.")
 @click.option("--dry-run", is_flag=True, help="Assemble everything, train nothing, write nothing.")
 @output_options
-def run(out: Path | None, nproc: int, dry_run: bool, quiet: bool, as_json: bool, **asked: Any) -> int:
+def run(
+    out: Path | None, nproc: int, split: int | None, dry_run: bool, quiet: bool, as_json: bool, **asked: Any
+) -> int:
     """Assemble the chosen plugins into one training run.
 
-    With no data given, a plugin that has a demo trains it.
+    With no data given, a plugin that has a demo trains it. The same command again goes on where it was interrupted.
     """
     request = Request(**asked)
     config = request.resolve()
     if nproc > 1 and not _is_launched():
         return _launch(nproc)
     from medtrain import Trainer
+    from medtrain.maps import default_path
 
     if _is_main():
         for note in request.notes:
@@ -42,7 +47,13 @@ def run(out: Path | None, nproc: int, dry_run: bool, quiet: bool, as_json: bool,
         _echo_dry_run(trainer.dry_run(), as_json)
         return 0
     started = time.perf_counter()
-    _finish(trainer.train(), time.perf_counter() - started, as_json)
+    if split is None and (count := trainer.count_splits()) > 1:
+        if _is_launched():
+            raise UsageError("several splits on several processes: name one with --split")
+        from medtrain_cli.folds import train_splits
+
+        return train_splits(out or default_path(config.run.plugins, config.run.name), count, config, quiet, as_json)
+    _finish(trainer.train(split), time.perf_counter() - started, as_json)
     return 0
 
 
@@ -61,7 +72,7 @@ def resume(
         return _launch(nproc)
     from medtrain import Trainer
 
-    trainer = Trainer.from_maps(directory, callbacks=_progress(quiet, as_json), assignments=set_)
+    trainer = Trainer.from_maps(directory, callbacks=_progress(quiet, as_json) or None, assignments=set_)
     started = time.perf_counter()
     _finish(trainer.resume(split, checkpoint), time.perf_counter() - started, as_json)
     return 0

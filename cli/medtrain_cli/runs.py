@@ -1,4 +1,4 @@
-"""`medtrain runs list|show`."""
+"""`medtrain runs list|show|pause|continue`."""
 
 from __future__ import annotations
 
@@ -89,7 +89,49 @@ def show(directory: Path, as_json: bool) -> None:
         screen.print(f"samples: {', '.join(counts)}")
         history = split.history()
         if history:
-            minor = ("train/grad_norm", "undefined")
-            columns = [key for key in history[-1] if key not in minor and "/loss_" not in key][:9]
+            minor = ("train/grad_norm", "undefined", "evaluations")
+            columns = [key for key in history[-1] if key not in minor and "/loss_" not in key and "rate_" not in key][:9]
             screen.print(table("", columns, [[record.get(key) for key in columns] for record in history]))
         screen.print(f"checkpoints: {', '.join(path.name for path in split.checkpoints()) or 'none'}")
+
+
+SPLIT = click.option("--split", type=int, default=None, help="This split only; default: all that are in training.")
+
+
+@click.command()
+@click.argument("directory", type=FILE)
+@SPLIT
+def pause(directory: Path, split: int | None) -> None:
+    """Have a training wait at its next step. It keeps its memory; `medtrain runs continue` lets it go on."""
+    _control(directory, split, "running")
+
+
+@click.command("continue")
+@click.argument("directory", type=FILE)
+@SPLIT
+def go_on(directory: Path, split: int | None) -> None:
+    """Have a paused training go on."""
+    _control(directory, split, "paused")
+
+
+def _control(directory: Path, number: int | None, expected: str) -> None:
+    """Pause the splits that are running, or let those that are paused go on."""
+    from medtrain.maps import Maps
+
+    splits = Maps.open(directory).splits()
+    if number is not None:
+        splits = [split for split in splits if split.number == number]
+        if not splits:
+            raise UsageError(f"{directory}: there is no split {number}")
+    found = {split.number: split.status()["status"] for split in splits}
+    # A pause that was asked for and has not begun yet can be taken back.
+    chosen = [
+        split for split in splits if found[split.number] == expected or (expected == "paused" and split.is_to_pause())
+    ]
+    if not chosen:
+        stand = ", ".join(f"split {key} is {status}" for key, status in found.items()) or "no split has begun"
+        raise UsageError(f"{directory}: nothing here is {expected}: {stand}")
+    for split in chosen:
+        split.pause(expected == "running")
+        said = "pauses at its next step" if expected == "running" else "goes on"
+        click.echo(f"split {split.number} {said}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,17 +13,22 @@ import torch
 from torch import nn
 
 from medtrain import checkpoint, defaults, determinism
-from medtrain.config import Layers, RunConfig
-from medtrain.data import Data, Joined, Loader, Split, make_split, participants_of, sample_ids_of
-from medtrain.defaults import Plan, Schedule, WarmupSchedule
+from medtrain.config import Layers, RunConfig, SchedulerSection
+from medtrain.data import Data, Joined, Loader, Split, participants_of, sample_ids_of, split_groups
+from medtrain.data.loader import epoch_size, sampling_weights
+from medtrain.defaults import Plan
 from medtrain.determinism import StepSeeder
 from medtrain.distributed import World, replicate
-from medtrain.errors import ConfigError, DataError, PluginError
+from medtrain.errors import ConfigError, DataError, PluginError, nearest
 from medtrain.hookspecs import NONE
 from medtrain.loop import Engine
 from medtrain.metrics import Metric
 from medtrain.model import unwrap
+from medtrain.optimizers import Optimizers, freeze
 from medtrain.plugins import Plugins
+from medtrain.schedules import as_schedule
+from medtrain.stages import ScaledSchedule, StagedPlan, Stages
+from medtrain.transfer import Transfer
 from medtrain.weights import Weights, checkpoint_of, load_state
 from medtrain.weights import read as read_weights
 
@@ -110,37 +115,57 @@ def weights_file(where: str, key: str) -> Path:
     return path
 
 
-def build_split(config: RunConfig, plugins: Plugins, world: World) -> Split:
-    """The data of the run, checked: no leak, no empty group. The main process reads first, the rest from its cache."""
+def build_data(config: RunConfig, plugins: Plugins, world: World) -> Data:
+    """What plugins have for this configuration. The main process reads first, the rest from its cache."""
     with world.main_first():
-        data = plugins.ask("build_data", config=config)
+        data: Any = plugins.ask("build_data", config=config)
     if data is None or data is NONE:
-        raise PluginError(f"none of the plugins {', '.join(plugins.names)} has data (hook build_data)")
-    return split_data(config, data)
+        raise PluginError(f"none of the plugins {', '.join(plugins.names) or '(none)'} has data (hook build_data)")
+    answer: Data = data
+    return answer
 
 
-def split_data(config: RunConfig, data: Data) -> Split:
-    """The split of given data, with the seed and fractions of the configuration."""
-    return make_split(data, config.run.seed, config.data.validation_fraction, config.data.test_fraction)
+def build_split(config: RunConfig, plugins: Plugins, world: World, index: int = 0) -> Split:
+    """The data of one split of the run, checked: no leak, no empty group."""
+    return split_data(config, build_data(config, plugins, world), index)
+
+
+def split_data(config: RunConfig, data: Data, index: int = 0) -> Split:
+    """The split of given data, as the section `data` and the seed say."""
+    settings = config.data
+    return split_groups(
+        data,
+        config.run.seed,
+        settings.validation_fraction,
+        settings.test_fraction,
+        settings.num_folds,
+        settings.splits,
+        index,
+    )
 
 
 def evaluation_groups(
     config: RunConfig,
     plugins: Plugins,
     world: World,
-    given: Data | None,
+    given: Data | Split | None,
     recorded: dict[str, Any],
     new: bool,
+    index: int = 0,
 ) -> Split:
     """The groups of a finished run's data, as recorded; of new data, the groups there are and `all` of them.
 
     given: data from Python; they are the run's own when they have the recorded members.
     """
+    own = given if isinstance(given, Split) else None
+    if isinstance(given, Split):
+        given = given.as_data()
     if given is not None:
-        has_training_group = given.train is not None or given.whole is not None
-        new = not has_training_group or split_data(config, given).digest() != recorded["sha256"]
+        if own is None and (given.train is not None or given.whole is not None):
+            own = split_data(config, given, index)
+        new = own is None or own.digest() != recorded["sha256"]
     if not new:
-        split = split_data(config, given) if given is not None else build_split(config, plugins, world)
+        split = own or build_split(config, plugins, world, index)
         for name, dataset in split.groups.items():
             if list(map(str, sample_ids_of(dataset))) != recorded["groups"].get(name, {}).get("samples"):
                 raise DataError(f"group {name!r} is not the one this run was made with: its samples have changed")
@@ -164,23 +189,42 @@ def build_metrics(config: RunConfig, plugins: Plugins, split: Split) -> list[Met
 
 
 def build_engine(
-    config: RunConfig, plugins: Plugins, world: World, metrics: list[Metric], split: Split, monitor: Monitor
+    config: RunConfig,
+    plugins: Plugins,
+    world: World,
+    metrics: list[Metric],
+    split: Split,
+    monitor: Monitor,
+    rebuild: Callable[[RunConfig], Split] | None = None,
 ) -> Engine:
-    """Model, loss, optimizer and schedule on the device, freshly initialised from the seed."""
+    """Model, loss, optimizer and schedule on the device, freshly initialised from the seed.
+
+    rebuild: gives the split for a stage's configuration; default: what `build_data` answers, else the same split.
+    """
     settings = config.optimization
     determinism.use_deterministic_algorithms(config.computational.deterministic)
+    determinism.use_backends(config.computational.benchmark, config.computational.allow_tf32)
     plain, loss = build_network(config, plugins, world)
+    transfer = Transfer(config)
+    if not config.fresh:
+        transfer.load(config, plugins, unwrap(plain))
+    freeze(unwrap(plain), settings.freeze)
     optimizer = plugins.ask("build_optimizer", config=config, model=unwrap(plain))
     if optimizer is None:
         optimizer = defaults.build_optimizer(config, unwrap(plain))
+    elif isinstance(optimizer, Mapping):
+        optimizer = Optimizers(optimizer)
+    transfer.prepare(unwrap(plain), optimizer)
     ema = None
     if settings.ema_decay is not None:
         averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
         ema = torch.optim.swa_utils.AveragedModel(plain, multi_avg_fn=averaging, use_buffers=True)
     augmentation = plugins.ask("build_augmentation", config=config)
     computed: nn.Module = torch.compile(plain) if config.computational.compile else plain  # type: ignore[assignment]
+    # Several optimizers take their gradients apart, which DDP does not see.
+    apart = isinstance(optimizer, Optimizers)
     engine = Engine(
-        model=replicate(computed, world, config.computational.find_unused_parameters),
+        model=computed if apart else replicate(computed, world, config.computational.find_unused_parameters),
         plain=plain,
         loss=loss,
         optimizer=optimizer,
@@ -193,13 +237,21 @@ def build_engine(
         ema=ema,
         memory_format=_memory_format(config, plain),
         accumulation_steps=settings.accumulation_steps,
+        clip_grad_value=settings.clip_grad_value,
         clip_grad_norm=settings.clip_grad_norm,
         clip_norm_type=settings.clip_norm_type,
+        skip_after=settings.max_skipped if settings.nonfinite == "skip" else None,
+        stages=Stages(config, split, rebuild or (lambda staged: rebuilt_split(staged, plugins, world, split))),
+        transfer=transfer,
     )
     if engine.amp is torch.float16:
+        if apart:
+            raise ConfigError("computational.amp: 'fp16' scales one loss, not several optimizers'; use 'bf16' or 'no'")
         engine.scaler = torch.amp.GradScaler(world.device.type)
     plan = make_plan(config, engine, split, monitor)
     engine.schedule = build_schedule(config, plugins, optimizer, plan)
+    if any(stage.learning_rate_scale != 1.0 for stage in config.stages):
+        engine.schedule = ScaledSchedule(engine.schedule, optimizer)
     return engine
 
 
@@ -241,24 +293,37 @@ def build_module(config: RunConfig, plugins: Plugins, world: World) -> nn.Module
 
 def make_loader(config: RunConfig, split: Split, group: str, engine: Engine) -> Loader:
     """The loader of a group: shuffled, augmented and seeded for training, in dataset order otherwise."""
-    training = group == "train"
-    batch_size = config.data.batch_size
-    if not training and config.data.evaluation_batch_size is not None:
-        batch_size = config.data.evaluation_batch_size
+    settings, training, on_gpu = config.data, group == "train", engine.world.device.type == "cuda"
+    batch_size, workers = settings.batch_size, settings.num_workers
+    if not training:
+        batch_size = settings.evaluation_batch_size or batch_size
+        workers = workers if settings.evaluation_num_workers is None else settings.evaluation_num_workers
+    dataset = split.groups[group]
     return Loader(
-        split.groups[group],
+        dataset,
         batch_size,
         seed=config.run.seed,
-        shuffle=training,
-        balance=training and config.data.sampling == "class_balanced",
-        max_batches=config.data.max_batches if training else None,
+        shuffle=training and settings.sampling != "sequential",
+        training=training,
+        weights=sampling_weights(dataset, settings.sampling) if training else None,
+        max_batches=settings.max_batches if training else None,
+        drop_last=training and settings.drop_last,
         augmentation=engine.augmentation if training else None,
         collate_fn=split.collate,
-        num_workers=config.data.num_workers,
+        num_workers=workers,
         rank=engine.world.rank,
         world=engine.world.size,
-        pin_memory=engine.world.device.type == "cuda",
+        pin_memory=on_gpu if settings.pin_memory is None else settings.pin_memory and on_gpu,
+        prefetch_factor=settings.prefetch_factor if workers else None,
+        persistent_workers=settings.persistent_workers and workers > 0,
     )
+
+
+def rebuilt_split(config: RunConfig, plugins: Plugins, world: World, split: Split) -> Split:
+    """What `build_data` answers now; the same split when nobody answers, as with data from Python."""
+    with world.main_first():
+        data = plugins.ask("build_data", config=config)
+    return split if data is None or data is NONE else split_data(config, data, split.index)
 
 
 def steps_per_epoch(batches: int, accumulation_steps: int) -> int:
@@ -268,33 +333,57 @@ def steps_per_epoch(batches: int, accumulation_steps: int) -> int:
 
 def make_plan(config: RunConfig, engine: Engine, split: Split, monitor: Monitor) -> Plan:
     """How long the run is, for schedulers."""
-    batches = -(-len(split.groups["train"]) // (config.data.batch_size * engine.world.size))
-    batches = min(batches, config.data.max_batches or batches)
-    steps = steps_per_epoch(batches, config.optimization.accumulation_steps)
-    return Plan(config.optimization.num_epochs, steps, monitor.name, monitor.mode)
+    settings, stages = config.optimization, engine.stages
+    if not stages:
+        steps = _epoch_steps(config, engine, len(split.groups["train"]))
+        return Plan(settings.num_epochs, steps, monitor.name, monitor.mode, max_steps=settings.max_steps)
+    staged = [_epoch_steps(stages.config_of(index), engine, size) for index, size in enumerate(stages.sizes())]
+    total = sum(stages.epochs(index) * steps for index, steps in enumerate(staged))
+    return StagedPlan(
+        settings.num_epochs, staged[0], monitor.name, monitor.mode, steps=total, max_steps=settings.max_steps
+    )
+
+
+def _epoch_steps(config: RunConfig, engine: Engine, training_samples: int) -> int:
+    global_batch = config.data.batch_size * engine.world.size
+    samples = epoch_size(training_samples, global_batch, config.data.max_batches, config.data.drop_last)
+    batches = -(-samples // global_batch)
+    return steps_per_epoch(batches, config.optimization.accumulation_steps)
 
 
 def build_schedule(config: RunConfig, plugins: Plugins, optimizer: torch.optim.Optimizer, plan: Plan) -> Any:
     """What plugins answer, or warm-up and the course of `[scheduler]`; NONE keeps the rate constant."""
     answer = plugins.ask("build_scheduler", config=config, optimizer=optimizer, plan=plan)
     if answer is None:
-        return WarmupSchedule(config.scheduler, optimizer, plan)
+        return defaults.build_schedule(config.scheduler, optimizer, plan)
     if answer is NONE:
-        return WarmupSchedule(config.scheduler.model_copy(update={"name": "none", "warmup_steps": 0}), optimizer, plan)
-    return answer if hasattr(answer, "after_step") else Schedule(answer)
+        return defaults.build_schedule(SchedulerSection.model_validate({}), optimizer, plan)
+    return as_schedule(answer)
 
 
 def choose_monitor(config: RunConfig, metrics: list[Metric], name: str = "") -> Monitor:
     """The monitored value and its direction; ConfigError names what there is to choose from."""
-    modes: dict[str, Literal["max", "min"]] = {value: m.mode for m in metrics for value in m.names}
-    name = name or config.validation.monitor or next(iter(modes), "loss")
+    modes = modes_of(metrics)
+    known = [value for value in modes if value != "loss"]
+    if not name:
+        stopping = config.early_stopping.monitor
+        _check_names("early_stopping.monitor", [stopping] if isinstance(stopping, str) else stopping, modes)
+        _check_names("checkpoint.metrics", config.checkpoint.metrics, modes)
+    name = name or config.validation.monitor or next(iter(known), "loss")
     name = name.removeprefix("validation/")
-    if name not in modes and name != "loss":
-        raise ConfigError(
-            f"validation.monitor / early_stopping.monitor: there is no value {name!r}; "
-            f"known: {', '.join(['loss', *modes])}"
-        )
-    return Monitor(name, modes.get(name, "min"))
+    _check_names("validation.monitor", [name], modes)
+    return Monitor(name, modes[name])
+
+
+def modes_of(metrics: list[Metric]) -> dict[str, Literal["max", "min"]]:
+    """Value name -> direction, of the loss and of every metric."""
+    return {"loss": "min", **{value: metric.mode for metric in metrics for value in metric.names}}
+
+
+def _check_names(key: str, names: Sequence[str], modes: dict[str, Any]) -> None:
+    for name in names:
+        if name and name.removeprefix("validation/") not in modes:
+            raise ConfigError(f"{key}: there is no value {name!r}{nearest(name, modes)}; known: {', '.join(modes)}")
 
 
 def choose_amp(config: RunConfig, world: World) -> torch.dtype | None:

@@ -6,7 +6,6 @@ next write, so that there is always one to go back to. No pickle is written, and
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from medtrain.errors import CheckpointError
+from medtrain.maps import sha256
 
 SCHEMA = 1
 MODEL, TENSORS, STATE, MANIFEST = "model.safetensors", "state.safetensors", "state.json", "checkpoint.json"
@@ -55,7 +55,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     (aside / STATE).write_text(json.dumps(tree, allow_nan=False), encoding="utf-8")
     for name, text in checkpoint.texts.items():
         (aside / name).write_text(text, encoding="utf-8")
-    checksums = {path.name: _sha256(path) for path in sorted(aside.iterdir())}
+    checksums = {path.name: sha256(path) for path in sorted(aside.iterdir())}
     manifest = {"schema": SCHEMA, **checkpoint.facts, "sha256": checksums}
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False), encoding="utf-8")
     for path in aside.iterdir():
@@ -106,7 +106,7 @@ def read(folder: Path) -> Checkpoint:
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{folder}: damaged: {name} is missing")
-        if _sha256(path) != wanted:
+        if sha256(path) != wanted:
             raise CheckpointError(f"{folder}: damaged: {name} does not match its checksum")
     try:
         model = load_model_file(folder / MODEL)
@@ -243,11 +243,6 @@ def _unpack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if "$float" in value:
         return float(value["$float"])
     return {key: _unpack(item, tensors) for key, item in value.items()}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medtrain import __version__, build, checkpoint, report
-from medtrain.data import Split
-from medtrain.errors import DataError, MedtrainError, PluginError, UsageError
-from medtrain.maps import Maps, SplitFolder, read_json, strict, write_json
+from medtrain import __version__, report
+from medtrain.errors import DataError, UsageError
+from medtrain.finished import FinishedRun, read_run
+from medtrain.maps import strict, write_json
 from medtrain.metrics import Array, Metric, Rows, Undefined
 from medtrain.report import Section
 from medtrain.statistics import AUCTest, FloatArray, bootstrap_p_value, percentile_interval, resampled_clusters
-from medtrain.trainer import Trainer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,18 +95,6 @@ class Comparison:
 
 
 @dataclass
-class FinishedRun:
-    """A run that was evaluated on a group. participants: of each row, where the evaluation told them."""
-
-    name: str
-    maps: Path
-    facts: dict[str, Any]
-    metrics: list[Metric]
-    rows: Rows
-    participants: list[str] | None
-
-
-@dataclass
 class ComparedRuns:
     """Several runs and how they compare. skipped: values that not every run has."""
 
@@ -143,12 +130,13 @@ class ComparedRuns:
 
 
 def compare_runs(
-    paths: Sequence[str | Path], group: str = "test", *, split: int = 0, seed: int = 0, replicates: int = 2000
+    paths: Sequence[str | Path], group: str = "test", *, split: int | None = None, seed: int = 0, replicates: int = 2000
 ) -> ComparedRuns:
     """Compare finished runs by their evaluations of a group; runs without one are evaluated first.
 
-    paths: run directories. replicates: of the bootstrap. Raises DataError when the runs have no sample or no metric in
-    common, PluginError when a plugin cannot build its metrics without its data.
+    paths: run directories. split: one of each run's splits; None: all of them together. replicates: of the bootstrap.
+    Raises DataError when the runs have no sample or no metric in common, PluginError when a plugin cannot build its
+    metrics without its data.
     """
     names = _names([Path(path) for path in paths])
     runs = [read_run(Path(path), name, group, split) for path, name in zip(paths, names, strict=True)]
@@ -165,32 +153,6 @@ def compare_runs(
     if plain := [metric for metric in matched if not hasattr(metric[names[0]], "compare")]:
         comparisons.append(compare_samples(tables, plain, _participant_of(runs), seed, replicates))
     return ComparedRuns(group, seed, replicates, runs, comparisons, skipped)
-
-
-def read_run(path: Path, name: str, group: str, split: int = 0) -> FinishedRun:
-    """A run with its evaluation of a group, evaluated and reported first where it has none that is up to date."""
-    maps = Maps.open(path)
-    folder = maps.split(split)
-    if folder.path not in [known.path for known in maps.splits()]:
-        numbers = ", ".join(str(known.number) for known in maps.splits())
-        raise UsageError(f"{path}: there is no split {split}; there are: {numbers or 'none'}")
-    recorded = folder.membership()
-    trainer = Trainer.from_maps(path)
-    if (found := _read_evaluation(folder, group)) is None:
-        log.info("Evaluating %s on group %s", path, group)
-        trainer.evaluate(group, split_idx=split)
-        trainer.report()
-        found = _read_evaluation(folder, group)
-    if found is None:
-        raise UsageError(f"{folder.evaluation(group)}: the evaluation just written cannot be read again")
-    metrics, rows, participants = found
-    facts = {
-        "split": split,
-        "plugins": trainer.plugins.names,
-        "status": folder.status()["status"],
-        **{key: metrics.get(key) for key in ("checkpoint", "epoch", "step", "samples")},
-    }
-    return FinishedRun(name, path, facts, _metrics_of(trainer, recorded, path), rows, participants)
 
 
 def compare_samples(
@@ -301,34 +263,6 @@ def _names(paths: Sequence[Path]) -> list[str]:
             raise UsageError(f"{path} is named twice; name every run once")
     names = [place.name for place in resolved]
     return [str(path) if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
-
-
-def _read_evaluation(folder: SplitFolder, group: str) -> tuple[dict[str, Any], Rows, list[str] | None] | None:
-    """What is on disk, unless the checkpoint it was made from has been trained further since."""
-    where = folder.evaluation(group)
-    table = where / f"{report.PREDICTIONS}.parquet"
-    if not table.is_file() or not (where / report.METRICS).is_file():
-        return None
-    metrics = read_json(where / report.METRICS)
-    manifest = folder.checkpoint(str(metrics.get("checkpoint"))) / checkpoint.MANIFEST
-    if manifest.is_file() and read_json(manifest).get("step") != metrics.get("step"):
-        return None
-    if (found := report.read_predictions(table)) is None:
-        return None
-    return metrics, *found
-
-
-def _metrics_of(trainer: Trainer, recorded: dict[str, Any], path: Path) -> list[Metric]:
-    config = trainer.config.with_fresh_model()
-    try:
-        return build.build_metrics(config, trainer.plugins, Split({}, about=recorded["about"]))
-    except MedtrainError:
-        raise
-    except Exception as error:  # whatever a plugin does with data that are not there
-        raise PluginError(
-            f"{path}: plugin {', '.join(trainer.plugins.names)} cannot build its metrics from the record of the run "
-            f"({type(error).__name__}: {error}); what build_metrics needs of the data it has to keep in Data.about"
-        ) from error
 
 
 def _matched(runs: Sequence[FinishedRun]) -> tuple[list[dict[str, Metric]], list[str]]:

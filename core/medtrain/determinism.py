@@ -6,13 +6,17 @@ that order); dropout on (seed, step, rank). Nothing has to be saved to resume, a
 
 from __future__ import annotations
 
+import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
 _MASK = (1 << 64) - 1
+GLOBAL_SEED = "MEDTRAIN_SEED"
 
 
 def derive(seed: int, *parts: int) -> int:
@@ -54,6 +58,8 @@ class StepSeeder:
         generators: list[Any] = [torch.default_generator]
         if device.type == "cuda":
             generators.append(torch.cuda.default_generators[device.index or 0])
+        elif device.type == "mps":
+            generators.append(torch.mps._get_default_mps_generator())
         self.generators = generators
 
     def __call__(self, step: int) -> None:
@@ -68,3 +74,58 @@ def use_deterministic_algorithms(enabled: bool) -> None:
     torch.backends.cudnn.deterministic = enabled
     if enabled:
         torch.backends.cudnn.benchmark = False
+
+
+# What torch does when nobody says otherwise.
+_TF32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+def use_backends(benchmark: bool, allow_tf32: bool | None) -> None:
+    """cuDNN's search for the fastest algorithm, and TF32 in float32 arithmetic (None: as torch has it)."""
+    torch.backends.cudnn.benchmark = benchmark
+    products, convolutions = _TF32 if allow_tf32 is None else (allow_tf32, allow_tf32)
+    torch.backends.cuda.matmul.allow_tf32 = products
+    torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def seed_everything(seed: int = 0, deterministic: bool = False) -> int:
+    """Seed Python, NumPy and torch now, and every Trainer made from now on that is given no seed; returns the seed.
+
+    A training needs none of this: its randomness follows from its own seed. It is for what a script does besides.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries that draw from the global generator
+    torch.manual_seed(seed)
+    use_deterministic_algorithms(deterministic)
+    os.environ[GLOBAL_SEED] = str(seed)
+    return seed
+
+
+@contextmanager
+def seed_everything_context(seed: int = 0, deterministic: bool = False) -> Iterator[int]:
+    """`seed_everything` within a block; afterwards every generator, flag and default is what it was."""
+    python, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cudnn = torch.backends.cudnn
+    flags = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    before = os.environ.get(GLOBAL_SEED)
+    try:
+        yield seed_everything(seed, deterministic)
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_rng_state(torch_state)
+        if gpus:
+            torch.cuda.set_rng_state_all(gpus)
+        torch.use_deterministic_algorithms(flags[0], warn_only=warn_only)
+        cudnn.deterministic, cudnn.benchmark = flags[1:]
+        os.environ.pop(GLOBAL_SEED, None)
+        if before is not None:
+            os.environ[GLOBAL_SEED] = before
+
+
+def global_seed() -> int | None:
+    """The seed of `seed_everything`, in this process or the one that started it."""
+    seed = os.environ.get(GLOBAL_SEED)
+    return None if seed is None else int(seed)

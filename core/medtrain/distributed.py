@@ -78,15 +78,42 @@ class World:
 
 def join(device: str = "auto") -> World:
     """Join the run's processes, if the environment says there are several, and choose the device."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("computational.device: 'cuda' was asked for, but torch sees no GPU; use 'auto' or 'cpu'")
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if device == "mps":
+        return World(device=_apple_gpu(several))
+    _check_gpu(device, several)
     use_cuda = torch.cuda.is_available() and device != "cpu"
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if several:
         from accelerate import PartialState
 
         state = PartialState(cpu=not use_cuda)
         return World(state.process_index, state.num_processes, state.device)
-    return World(device=torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu"))
+    if not use_cuda:
+        return World(device=torch.device("cpu"))
+    number = torch.device(device).index if ":" in device else None
+    if number is not None:
+        torch.cuda.set_device(number)
+    return World(device=torch.device("cuda", torch.cuda.current_device()))
+
+
+def _check_gpu(device: str, several: bool) -> None:
+    if not device.startswith("cuda"):
+        return
+    if not torch.cuda.is_available():
+        raise ConfigError(f"computational.device: {device!r} was asked for, but torch sees no GPU; use 'auto' or 'cpu'")
+    number = torch.device(device).index
+    if number is not None and several:
+        raise ConfigError(f"computational.device: {device!r} is one GPU, but there are several processes; use 'cuda'")
+    if number is not None and number >= (count := torch.cuda.device_count()):
+        raise ConfigError(f"computational.device: there is no {device!r}; torch sees {count} GPU(s), from cuda:0 on")
+
+
+def _apple_gpu(several: bool) -> torch.device:
+    if not torch.backends.mps.is_available():
+        raise ConfigError("computational.device: 'mps' was asked for, but torch sees no Apple GPU; use 'auto' or 'cpu'")
+    if several:
+        raise ConfigError("computational.device: 'mps' is one GPU, but there are several processes; use 'cpu'")
+    return torch.device("mps")
 
 
 def launch(processes: int, arguments: list[str]) -> int:

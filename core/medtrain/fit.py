@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import resource
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from medtrain import build, checkpoint
+import torch
+
+from medtrain import build, callbacks, checkpoint
 from medtrain.build import Monitor
 from medtrain.checkpoint import Checkpoint
 from medtrain.data import Loader, Split
-from medtrain.defaults import Improvement
 from medtrain.errors import CheckpointError, ConfigError, HookError, Interrupted, MedtrainError, Preempted
+from medtrain.keeping import LAST, Keeper, Ranking, kept
 from medtrain.loop import Engine, StopSignal, Totals, batches, check_finite, evaluate_group, train_epoch
 from medtrain.maps import SplitFolder
 from medtrain.metrics import Evaluation
-from medtrain.model import unwrap
-from medtrain.plugins import Plugins
+from medtrain.model import training_mode, unwrap
+from medtrain.plugins import Plugins, check
 from medtrain.run import Run
 from medtrain.signals import Signals
+from medtrain.stages import ScaledSchedule
 from medtrain.weights import load_state
 
-LAST = "last"
 STATUS_SECONDS = 1.0
+PAUSE_SECONDS = 1.0  # between two looks at whether the run is to pause, or to go on
 
 
 class Fit:
@@ -33,27 +38,37 @@ class Fit:
     def __init__(
         self, run: Run, engine: Engine, split: Split, plugins: Plugins, folder: SplitFolder, monitor: Monitor
     ) -> None:
-        self.run, self.engine, self.split, self.plugins, self.folder = run, engine, split, plugins, folder
+        self.run, self.engine, self.split, self.folder = run, engine, split, folder
         self.config, self.world = run.config, engine.world
         self.several = self.world.size > 1
         self.monitor = monitor
-        self.best = Improvement(monitor.mode)
-        stopping = self.config.early_stopping
-        watched = build.choose_monitor(self.config, engine.metrics, stopping.monitor)
-        self.watched = watched.name
-        self.stopper = Improvement(watched.mode if stopping.mode == "auto" else stopping.mode, stopping.min_delta)
+        run.modes = build.modes_of(engine.metrics)
+        self.keeper = Keeper(self.config.checkpoint, folder, kept(self.config.checkpoint, monitor.name, run.modes))
+        callbacks.refuse_several_schedulers([plugin.plugin for plugin in plugins.loaded])
+        self.plugins = plugins
+        if stopping := callbacks.early_stopping(self.config.early_stopping, monitor.name):
+            self.plugins = Plugins([*plugins.loaded, check("early_stopping", stopping)])
         self.totals: Totals | None = None
         self.first_step = 0
         self.finished = ""
         self.saved_at: tuple[int, int] | None = None
         self.digest = split.digest()
         self.signals = Signals()
-        self._status_at = 0.0
-        self.loader = self._train_loader()
-        self.validation: Loader | None = None
-        if "validation" in split.groups and self.config.optimization.evaluation_interval:
-            self.validation = build.make_loader(self.config, split, "validation", engine)
+        self._status_at = self._control_at = 0.0
+        # Evaluations within the epoch under way; the run's budget, and why it is spent.
+        self.evaluations: list[dict[str, Any]] = []
+        self.spent = ""
+        self.seconds, self._started = 0.0, time.monotonic()
+        # The data under way: those of the stage, once it has begun.
+        self.staged = self.config
+        self.stage: int | None = None
+        self.loader, self.validation = self._loaders()
         engine.on_step_end = self._hooks("on_step_end")
+
+    @property
+    def best(self) -> Ranking:
+        """The monitored value so far."""
+        return self.keeper.rankings[self.monitor.name]
 
     def start(self, resumed: bool) -> None:
         """Say in the log and the status that this split is in training."""
@@ -61,6 +76,9 @@ class Fit:
         if self.world.is_main:
             what = f"resumed at epoch {run.epoch}, step {run.step}" if resumed else "started"
             self.folder.log(f"{what} on {self.world.size} process(es), {self.world.device.type}")
+            if (report := self.engine.transfer.report) is not None:
+                self.folder.log(f"transfer from {self.config.transfer.checkpoint}: {report}")
+            self.folder.pause(False)
         self._status("running")
 
     def go(self) -> None:
@@ -69,10 +87,14 @@ class Fit:
         with self.signals:
             try:
                 self._call("on_run_start")
-                while run.epoch < run.num_epochs and not self.finished:
+                while run.epoch < run.num_epochs and not self.finished and not self._is_spent():
                     self._epoch()
+                if self.spent and self.first_step:
+                    self._close_partly()
                 self._save(LAST, only_if_newer=True)
-                self._status("completed", reason=self.finished or "all epochs done")
+                if self.world.is_main:
+                    self.keeper.finish()
+                self._status("completed", reason=self.finished or self.spent or "all epochs done")
                 self._call("on_run_end")
             except BaseException as error:
                 self._fail(error)
@@ -81,65 +103,161 @@ class Fit:
 
     def _epoch(self) -> None:
         run = self.run
+        self._enter_stage()
+        if self.engine.transfer.is_due(run.epoch):
+            self.engine.transfer.unfreeze(self.engine)
         self._call("on_epoch_start")
         if run.rebuild_requested:
             self._rebuild_data()
         self.totals = self.totals or Totals()
         run.steps_per_epoch = build.steps_per_epoch(len(self.loader), self.engine.accumulation_steps)
-        run.progress = {
-            "stage": "training",
-            "done": self.first_step,
-            "totals": self.totals,
-            "samples_per_step": self.loader.global_batch * self.engine.accumulation_steps,
-        }
+        self._begin_progress()
+        if self.world.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.world.device)
         started, first_step = time.perf_counter(), self.first_step
-        train_epoch(run, self.engine, self.loader, self.totals, first_step, self._after_step, self._stop_asked)
-        if self.world.any(self._stop_asked()):
+        if (
+            first_step
+            and self._step_is_evaluated(first_step)
+            and not any(done["step"] == run.step for done in self.evaluations)
+        ):
+            self._evaluate_step()  # left before it was done
+        self._train(first_step)
+        if self.world.any(self._signalled()):
             raise StopSignal
         self.first_step = run.progress["done"]
         check_finite(run, self.world, self.totals)
+        if self.first_step < run.steps_per_epoch:
+            return  # the budget is spent
         trained = time.perf_counter()
-        record: dict[str, Any] = {"epoch": run.epoch, "step": run.step}
-        record |= {f"train/{name}": value for name, value in self.totals.means(self.world).items()}
-        rates = [float(group["lr"]) for group in self.engine.optimizer.param_groups]
-        record["learning_rate"] = max(rates)
+        record = self._record()
         evaluated = self._validate(record)
         is_best = self._judge(evaluated)
         run.metrics = record
-        timing = self._timing(trained - started, time.perf_counter() - trained, first_step)
+        within = run.progress["evaluation_seconds"]
+        timing = self._timing(trained - started - within, time.perf_counter() - trained + within, first_step)
+        run.progress["timing"] = timing
         hook_error = self._collect(lambda: self._call("on_epoch_end"))
         self._close_epoch(record, timing, is_best)
         if hook_error is not None:
             raise hook_error
 
-    def _validate(self, record: dict[str, Any]) -> Evaluation | None:
-        """Evaluate the validation group when it is due, into the record."""
+    def _begin_progress(self) -> None:
+        self.run.progress = {
+            "stage": "training",
+            "done": self.first_step,
+            "totals": self.totals,
+            "samples_per_step": self.loader.global_batch * self.engine.accumulation_steps,
+            "waiting_seconds": 0.0,
+            "evaluation_seconds": 0.0,
+        }
+
+    def _record(self) -> dict[str, Any]:
+        """What the steps of the epoch came to."""
+        run, engine, totals = self.run, self.engine, self.totals
+        assert totals is not None
+        record: dict[str, Any] = {"epoch": run.epoch, "step": run.step}
+        record |= {f"train/{name}": value for name, value in totals.means(self.world).items()}
+        if engine.skip_after is not None:
+            record["train/skipped_steps"] = totals.skipped
+        groups = engine.optimizer.param_groups
+        # Those of the last step: by now the schedule may have moved on.
+        rates = [float(rate) for rate in totals.rates or [group["lr"] for group in groups]]
+        record["learning_rate"] = max(rates)
+        if len(rates) > 1:
+            names = [str(group.get("name", number)) for number, group in enumerate(groups)]
+            record |= {f"learning_rate_{name}": rate for name, rate in zip(names, rates, strict=True)}
+        if self.evaluations:
+            record["evaluations"] = list(self.evaluations)
+        return record
+
+    def _close_partly(self) -> None:
+        """The budget ended within an epoch: evaluate and record what there is of it; `last` goes on from there."""
         run = self.run
-        interval = self.config.optimization.evaluation_interval
+        self._save(LAST, only_if_newer=True)
+        here = bool(run.progress)  # else it was so already when the run was resumed
+        if not here:
+            self._begin_progress()
+        record = self._record()
+        self._validate(record, now=True)
+        run.metrics = record
+        if self.world.is_main:
+            self.folder.append_history(record)
+        if here:
+            self._call("on_epoch_end")
+
+    def _is_spent(self) -> bool:
+        """Whether the run's budget of steps or seconds is; all processes agree."""
+        settings = self.config.optimization
+        self.spent = ""
+        if settings.max_steps is not None and self.run.step >= settings.max_steps:
+            self.spent = f"optimization.max_steps = {settings.max_steps} done"
+        elif settings.max_seconds is not None and self.world.any(self._trained_seconds() >= settings.max_seconds):
+            self.spent = f"optimization.max_seconds = {settings.max_seconds:g} spent"
+        return bool(self.spent)
+
+    def _trained_seconds(self) -> float:
+        return self.seconds + time.monotonic() - self._started
+
+    def _train(self, first_step: int) -> None:
+        """The steps of the epoch, with the pauses that are asked for between them."""
+        assert self.totals is not None
+        while True:
+            try:
+                train_epoch(
+                    self.run, self.engine, self.loader, self.totals, first_step, self._after_step, self._stop_asked
+                )
+                return
+            except StopSignal:
+                if self.world.any(self._signalled()):
+                    raise
+                self._pause()
+                first_step = self.run.progress["done"]
+
+    def _validate(self, record: dict[str, Any], now: bool = False) -> Evaluation | None:
+        """Evaluate the validation group when it is due (now: it is), into the record."""
+        run, settings = self.run, self.config.optimization
+        interval, every = settings.evaluation_interval, settings.evaluation_every_n_steps
         due = (run.epoch + 1) % interval == 0 or run.epoch + 1 == run.num_epochs if interval else False
-        if self.validation is None or not due:
-            return None
+        due = due or now or bool(every and run.step % every == 0)
+        return self._evaluate(record) if due and self.validation is not None else None
+
+    def _step_is_evaluated(self, done: int) -> bool:
+        """Whether an evaluation is due after the step, and not left to the end of the epoch."""
+        every = self.config.optimization.evaluation_every_n_steps
+        return bool(every and self.run.step % every == 0 and done < self.run.steps_per_epoch)
+
+    def _evaluate_step(self) -> None:
+        """Evaluate within the epoch; it is kept with the epoch's record, and decides about no checkpoint."""
+        if self.validation is None:
+            return
+        started, record = time.perf_counter(), {"step": self.run.step}
+        self._evaluate(record)
+        self.evaluations.append(record)
+        training_mode(self.engine.model)
+        self.run.progress["stage"] = "training"
+        self.run.progress["evaluation_seconds"] += time.perf_counter() - started
+
+    def _evaluate(self, record: dict[str, Any]) -> Evaluation:
+        run = self.run
+        assert self.validation is not None
         run.progress["stage"] = "validation"
-        run.evaluation = evaluate(run, self.engine, self.plugins, self.validation, "validation", self._stop_asked)
+        run.evaluation = evaluate(run, self.engine, self.plugins, self.validation, "validation", self._signalled)
         record |= {f"validation/{name}": value for name, value in run.evaluation.metrics.items()}
         if reasons := run.evaluation.reasons:
             record["undefined"] = {f"validation/{name}": reason for name, reason in reasons.items()}
+        run.network = self.engine.for_evaluation()
         self._call("on_evaluate_end")
         return run.evaluation
 
     def _judge(self, evaluation: Evaluation | None) -> bool:
-        """Best model, schedule and early stopping; True when this is the best model so far."""
-        run = self.run
+        """Best models and schedule; True when this model is among the best so far."""
+        schedule = self.engine.schedule
         if evaluation is None:
-            self.engine.schedule.after_epoch(None)
+            schedule.after_epoch(None)
             return False
-        value = self._value(evaluation, self.monitor.name)
-        is_best = self.best.update(value, run.epoch)
-        self.engine.schedule.after_epoch(value)
-        patience = self.config.early_stopping.patience
-        self.stopper.update(self._value(evaluation, self.watched), run.epoch)
-        if patience is not None and self.stopper.since >= patience:
-            self.finished = f"{self.watched} has not improved for {patience} evaluations"
+        values = {name: self._value(evaluation, name) for name in self.keeper.rankings}
+        is_best = self.keeper.judge(values, self.run.epoch)
+        schedule.after_epoch(self._value(evaluation, getattr(schedule, "metric", "") or self.monitor.name))
         return is_best
 
     def _value(self, evaluation: Evaluation, name: str) -> float:
@@ -150,46 +268,65 @@ class Fit:
 
     def _close_epoch(self, record: dict[str, Any], timing: dict[str, Any], is_best: bool) -> None:
         """History and checkpoints of a finished epoch."""
-        run, settings = self.run, self.config.checkpoint
+        run, keeper = self.run, self.keeper
         if self.world.is_main:
             self.folder.append_history(record)
             self.folder.append_timing(timing)
         run.epoch += 1
-        self.first_step, self.totals = 0, None
+        self.first_step, self.totals, self.evaluations = 0, None, []
         # Plugins decide per process; stopping is everybody's decision.
         if self.world.any(bool(run.stop_requested)) and not self.finished:
             self.finished = run.stop_requested or "requested by a plugin"
-        names = self._epoch_names(is_best)
+        names = keeper.epoch_names(run.epoch)
         done = bool(self.finished) or run.epoch == run.num_epochs
-        due = settings.last_every_n_epochs and run.epoch % settings.last_every_n_epochs == 0
-        if names or done or due:
-            self._save(LAST, *names)
+        if names or is_best or done or keeper.is_due(run.epoch):
+            self._save(LAST, *names, is_best=is_best)
         # For whoever watches; a run of very short epochs does not write it at each.
         if time.monotonic() - self._status_at > STATUS_SECONDS:
             self._status("running")
 
-    def _epoch_names(self, is_best: bool) -> list[str]:
-        """The names besides `last` under which the epoch that just ended is kept."""
-        settings, epoch = self.config.checkpoint, self.run.epoch
-        names = []
-        if settings.every_n_epochs and epoch % settings.every_n_epochs == 0:
-            names.append(f"epoch-{epoch:04d}")
-        if is_best and settings.best:
-            names.append(f"best-{self.monitor.name}")
-        return names
-
-    def _after_step(self, done: int) -> None:
-        every = self.config.checkpoint.every_n_steps
-        if every and self.run.step % every == 0:
+    def _after_step(self, done: int) -> bool:
+        """Evaluation and checkpoints within an epoch; True when the budget is spent within it."""
+        settings, step, budget = self.config.checkpoint, self.run.step, self.config.optimization
+        if budget.evaluation_every_n_steps and self._step_is_evaluated(done):
+            self._evaluate_step()
+        keep = settings.every_n_steps and step % settings.every_n_steps == 0
+        if keep or (settings.last_every_n_steps and step % settings.last_every_n_steps == 0):
             self.first_step = done
             assert self.totals is not None
             check_finite(self.run, self.world, self.totals)
-            self._save(LAST, f"step-{self.run.step:08d}")
+            self._save(LAST, *([f"step-{step:08d}"] if keep else []))
+        if budget.max_steps is None and budget.max_seconds is None:
+            return False
+        return done < self.run.steps_per_epoch and self._is_spent()
 
-    def _stop_asked(self) -> bool:
+    def _signalled(self) -> bool:
         return self.signals.pending != 0
 
-    def _save(self, name: str, *copies: str, only_if_newer: bool = False) -> None:
+    def _stop_asked(self) -> bool:
+        """Whether to leave the epoch: for good, or (the main process says so) for a pause."""
+        if self.signals.pending:
+            return True
+        now = time.monotonic()
+        if not self.world.is_main or now - self._control_at < PAUSE_SECONDS:
+            return False
+        self._control_at = now
+        return self.folder.is_to_pause()
+
+    def _pause(self) -> None:
+        """Wait between two steps until the control file is gone. Raises StopSignal."""
+        self._status("paused")
+        if self.world.is_main:
+            self.folder.log(f"paused at step {self.run.step}")
+        while self.world.any(self.world.is_main and self.folder.is_to_pause()):
+            time.sleep(PAUSE_SECONDS / 4)
+            if self.world.any(self._signalled()):
+                raise StopSignal
+        self._status("running")
+        if self.world.is_main:
+            self.folder.log("going on")
+
+    def _save(self, name: str, *copies: str, is_best: bool = False, only_if_newer: bool = False) -> None:
         """Write the state under `name`, and under the other names too."""
         run = self.run
         folder = self.folder.checkpoint(name)
@@ -202,17 +339,10 @@ class Fit:
             checkpoint.write(folder, self._checkpoint(totals))
             for copy in copies:
                 checkpoint.link(folder, self.folder.checkpoint(copy))
-            self._prune()
+            if is_best:
+                self.keeper.arrange()
+            self.keeper.prune()
         self._call("on_checkpoint")
-
-    def _prune(self) -> None:
-        keep = self.config.checkpoint.keep_last_n
-        if keep is None:
-            return
-        for kind in ("epoch-", "step-"):
-            periodic = [path for path in self.folder.checkpoints() if path.name.startswith(kind)]
-            for path in periodic[:-keep]:
-                checkpoint.remove(path)
 
     def _checkpoint(self, totals: Totals | None) -> Checkpoint:
         engine, run = self.engine, self.run
@@ -222,8 +352,10 @@ class Fit:
             "schedule": engine.schedule.state_dict(),
             "scaler": engine.scaler.state_dict() if engine.scaler else None,
             "totals": None if totals is None else totals.state_dict(),
-            "best": self.best.state_dict(),
-            "stopper": self.stopper.state_dict(),
+            "best": self.keeper.state_dict(),
+            "evaluations": self.evaluations,
+            "skipped": engine.skipped,
+            "frozen": engine.transfer.frozen,
             "plugins": {
                 plugin.name: plugin.plugin.state_dict()
                 for plugin in self.plugins.loaded
@@ -240,6 +372,8 @@ class Fit:
             "global_batch": self.loader.global_batch * engine.accumulation_steps,
             "membership": self.digest,
             "finished": self.finished,
+            "seconds": round(self._trained_seconds(), 3),
+            "stop_requested": "" if self.finished else run.stop_requested,
         }
         texts = {
             "config.toml": self.config.to_toml(),
@@ -255,6 +389,9 @@ class Fit:
                 "the data are not those of the checkpoint: the groups have other members now; "
                 f"{self.folder.path / 'split.json'} lists the ones it was trained on"
             )
+        run.step, run.epoch = facts["step"], facts["epoch"]
+        self.first_step = facts["steps_into_epoch"]
+        self._enter_stage()
         here = self.loader.global_batch * engine.accumulation_steps
         if facts["steps_into_epoch"] and facts["global_batch"] != here:
             raise CheckpointError(
@@ -268,6 +405,8 @@ class Fit:
             engine.ema.n_averaged.copy_(state["ema"]["n_averaged"])
             weights = state["ema"]["training_model"]
         load_state(unwrap(engine.plain), weights, "checkpoint")
+        if engine.transfer.frozen and not state["frozen"]:
+            engine.transfer.unfreeze(engine)
         engine.optimizer.load_state_dict(state["optimizer"])
         engine.schedule.load_state_dict(state["schedule"])
         if engine.scaler:
@@ -275,10 +414,10 @@ class Fit:
         for plugin in self.plugins.loaded:
             if plugin.name in state["plugins"]:
                 plugin.plugin.load_state_dict(state["plugins"][plugin.name])
-        self.best.load_state_dict(state["best"])
-        self.stopper.load_state_dict(state["stopper"])
-        run.step, run.epoch = facts["step"], facts["epoch"]
-        self.first_step = facts["steps_into_epoch"]
+        self.keeper.load_state_dict(state["best"])
+        self.evaluations, engine.skipped = state.get("evaluations", []), state.get("skipped", 0)
+        self.seconds, self._started = facts.get("seconds", 0.0), time.monotonic()
+        run.stop_requested = facts["stop_requested"]
         # Early stopping ended the run for good; running out of epochs did not: more may have been asked for.
         self.finished = facts["finished"]
         if state["totals"] is not None:
@@ -288,35 +427,52 @@ class Fit:
         self.world.barrier()
 
     def _forget_later(self, step: int) -> None:
-        run, folder = self.run, self.folder
-        folder.cut_history(run.epoch)
-        for path in folder.checkpoints():
-            if checkpoint.read_manifest(path)["step"] > step:
-                checkpoint.remove(path)
-        # Killed between writing `last` and giving it its other names: they are given now.
-        last = folder.checkpoint(LAST)
-        if run.epoch and not self.first_step and last.is_dir():
-            for name in self._epoch_names(self.best.epoch == run.epoch - 1):
-                if checkpoint.read_manifest(last)["step"] == step:
-                    checkpoint.link(last, folder.checkpoint(name))
+        run, keeper = self.run, self.keeper
+        self.folder.cut_history(run.epoch)
+        keeper.forget_later(step)
+        if run.epoch and not self.first_step:
+            keeper.give_names(step, run.epoch)
+        keeper.arrange()
+
+    def _enter_stage(self) -> None:
+        """When the epoch belongs to another stage than the data: that stage's data and learning rate."""
+        run, stages = self.run, self.engine.stages
+        if not stages or stages.index(run.epoch) == self.stage:
+            return
+        self.stage = run.stage = stages.index(run.epoch)
+        run.stage_settings = settings = self.config.stages[self.stage]
+        self.staged = stages.config_of(self.stage)
+        self._take(stages.split_of(self.stage))
+        if isinstance(self.engine.schedule, ScaledSchedule):
+            self.engine.schedule.set_scale(settings.learning_rate_scale)
+        if self.world.is_main:
+            self.folder.log(f"stage {self.stage}{' ' if settings.name else ''}{settings.name} from epoch {run.epoch}")
 
     def _rebuild_data(self) -> None:
         """Ask `build_data` again (the plugin has its reasons: a curriculum, larger patches)."""
         self.run.rebuild_requested = False
+        self._take(self.engine.stages.rebuild(self.staged))
+
+    def _take(self, split: Split) -> None:
+        """Go on with these data."""
         self._close_loaders()
-        self.split = build.build_split(self.config, self.plugins, self.world)
-        self.run.data = self.split.as_data()
-        self.loader = self._train_loader()
-        if self.validation is not None:
-            self.validation = build.make_loader(self.config, self.split, "validation", self.engine)
+        self.split = split
+        self.run.data = split.as_data()
+        self.loader, self.validation = self._loaders()
 
     def _close_loaders(self) -> None:
         for loader in (self.loader, self.validation):
             if loader is not None:
                 loader.close()
 
-    def _train_loader(self) -> Loader:
-        return build.make_loader(self.config, self.split, "train", self.engine)
+    def _loaders(self) -> tuple[Loader, Loader | None]:
+        """Of the training group, and of the validation group when it is ever evaluated."""
+        train = build.make_loader(self.staged, self.split, "train", self.engine)
+        settings = self.config.optimization
+        evaluates = settings.evaluation_interval or settings.evaluation_every_n_steps
+        if "validation" not in self.split.groups or not evaluates:
+            return train, None
+        return train, build.make_loader(self.staged, self.split, "validation", self.engine)
 
     def _hooks(self, name: str) -> list[Callable[[Run], None]]:
         return [_guarded(name, hook) for hook in self.plugins.lifecycle(name)]
@@ -339,7 +495,9 @@ class Fit:
         return {
             "epoch": self.run.epoch,
             "training_seconds": training,
+            "waiting_seconds": self.run.progress["waiting_seconds"],
             "evaluation_seconds": evaluation,
+            **peak_memory(self.world.device),
             "samples_per_second": min(samples, self.loader.size) / training if training else 0.0,
         }
 
@@ -392,6 +550,15 @@ class Fit:
         if number == signal.SIGINT:
             return Interrupted(f"interrupted; {where}")
         return Preempted(f"asked to leave; {where}")
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Bytes: the most this process ever held, and the most tensors held on its GPU since the epoch began."""
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peaks = {"peak_rss_bytes": resident * (1 if sys.platform == "darwin" else 1024)}
+    if device.type == "cuda":
+        peaks["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(device)
+    return peaks
 
 
 def evaluate(

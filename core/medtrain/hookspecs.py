@@ -64,12 +64,18 @@ class Building:
         """`loss(outputs, batch)` -> scalar, (sum, weight), or a dict of either (see `medtrain.losses`)."""
 
     @hookspec(firstresult=True)
-    def build_optimizer(self, config: RunConfig, model: torch.nn.Module) -> torch.optim.Optimizer | None:
-        """Default: AdamW over the trainable parameters, in the groups of `optimization.groups`."""
+    def build_optimizer(self, config: RunConfig, model: torch.nn.Module) -> Any | None:
+        """An optimizer, or a dict name -> optimizer, each driven by the loss's terms of its name (GANs).
+
+        Default: `optimization.optimizer` over the trainable parameters, in the groups of `optimization.groups`.
+        """
 
     @hookspec(firstresult=True)
     def build_scheduler(self, config: RunConfig, optimizer: torch.optim.Optimizer, plan: Plan) -> Any | None:
-        """A `medtrain.Schedule`, or a torch scheduler (stepped once per epoch). Default: `[scheduler]`."""
+        """A `medtrain.Schedule`, or a torch scheduler (stepped once per epoch). Default: `[scheduler]`.
+
+        With several optimizers, `optimizer["name"]` is each of them, and a dict name -> schedule may be returned.
+        """
 
     @hookspec(firstresult=True)
     def build_metrics(self, config: RunConfig, data: Data) -> list[Metric] | None:

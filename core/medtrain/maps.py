@@ -3,11 +3,18 @@
 <run>/maps.json               schema and medtrain versions, plugins, when it was made
 <run>/config.toml             the resolved configuration
 <run>/environment.json        Python, torch, packages, device
+<run>/objects.json            objects of a Python user, by import path and arguments
+<run>/index.json              derived: splits, their files with checksums (medtrain runs verify)
+<run>/folds-<group>/          results across splits
+<run>/split-<i>/config.toml   the configuration this split was trained with
+<run>/split-<i>/setup.json    device, processes, threads
+<run>/split-<i>/data.json     data of a Python user, by import path and arguments
 <run>/split-<i>/split.json    who is in which group, with a hash
 <run>/split-<i>/status.json   running, completed, interrupted, ...
 <run>/split-<i>/history.jsonl one record per epoch; cut back to the checkpoint on resume
 <run>/split-<i>/timing.jsonl  wall-clock figures, kept apart so that histories are reproducible
 <run>/split-<i>/log.txt
+<run>/split-<i>/control       there while the split is to pause
 <run>/split-<i>/last, best-<metric>, epoch-<n>, step-<n>   checkpoints
 <run>/split-<i>/evaluation-<group>/   metrics.json, predictions.parquet and .csv, plots/, report.html
 """
@@ -15,10 +22,12 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import math
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -31,7 +40,9 @@ from medtrain import __version__
 from medtrain.errors import UsageError
 
 SCHEMA = 1
-INDEX, CONFIG, ENVIRONMENT = "maps.json", "config.toml", "environment.json"
+INDEX, CONFIG, ENVIRONMENT, OBJECTS = "maps.json", "config.toml", "environment.json", "objects.json"
+FILES, SETUP, DATA = "index.json", "setup.json", "data.json"
+VOLATILE = ("lock", "log.txt", "status.json", "timing.jsonl")  # change without anything being wrong
 
 # Locks this process holds. A loader worker is a fork that shares them and may outlive a killed run by seconds, so it
 # lets go of them at once: the run can be resumed as soon as its own process is gone.
@@ -53,19 +64,38 @@ class Maps:
         self.path = path
 
     @classmethod
-    def create(cls, path: Path, config: str, plugins: list[dict[str, str]], environment: dict[str, Any]) -> Maps:
-        """A new run directory; refuses one that is not empty."""
+    def create(
+        cls,
+        path: Path,
+        config: str,
+        plugins: list[dict[str, str]],
+        environment: dict[str, Any],
+        objects: dict[str, Any] | None = None,
+    ) -> Maps:
+        """A run directory, there at once and whole; the one that is there when other splits are in it."""
+        if (path / INDEX).is_file():
+            return cls.open(path)
         check_creatable(path)
-        path.mkdir(parents=True, exist_ok=True)
-        (path / CONFIG).write_text(config, encoding="utf-8")
-        write_json(path / ENVIRONMENT, environment)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        (aside / CONFIG).write_text(config, encoding="utf-8")
+        write_json(aside / ENVIRONMENT, environment)
+        if objects:
+            write_json(aside / OBJECTS, objects)
         index = {
             "schema": SCHEMA,
             "medtrain": __version__,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "plugins": plugins,
+            "sha256": {file.name: sha256(file) for file in sorted(aside.iterdir())},
         }
-        write_json(path / INDEX, index)
+        write_json(aside / INDEX, index)
+        aside.chmod(0o777 & ~_umask())
+        try:
+            aside.rename(path)
+        except OSError:
+            shutil.rmtree(aside)
+            return cls.open(path)
         return cls(path)
 
     @classmethod
@@ -93,9 +123,33 @@ class Maps:
     def environment(self) -> dict[str, Any]:
         return read_json(self.path / ENVIRONMENT)
 
+    def objects(self) -> dict[str, Any]:
+        """Recipes of the objects a Python user gave; empty when there were none."""
+        path = self.path / OBJECTS
+        return read_json(path) if path.is_file() else {}
+
     @property
     def config_file(self) -> Path:
         return self.path / CONFIG
+
+    def write_index(self) -> None:
+        """Renew the derived index: every split, its status and its files with size and checksum.
+
+        It is never read to train or evaluate; `medtrain runs verify` holds the files against it. The files of a
+        checkpoint have their checksums in its own manifest, which stands for them here.
+        """
+        described = {}
+        for folder in self.splits():
+            files = {
+                str(path.relative_to(folder.path)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+                for path in folder.lasting_files()
+            }
+            described[folder.path.name] = {"status": folder.status()["status"], "files": files}
+        write_json(self.path / FILES, {"schema": SCHEMA, "medtrain": __version__, "splits": described})
+
+    def folds(self, group: str) -> Path:
+        """Where results across splits go."""
+        return self.path / f"folds-{group}"
 
     def split(self, number: int) -> SplitFolder:
         return SplitFolder(self.path / f"split-{number}")
@@ -116,6 +170,45 @@ class SplitFolder:
     @property
     def number(self) -> int:
         return int(self.path.name.removeprefix("split-"))
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / CONFIG
+
+    def write_start(self, config: str, setup: dict[str, Any]) -> None:
+        """What this split is trained with and on, at its start and at every resume."""
+        write_text(self.config_file, config)
+        write_json(self.path / SETUP, setup)
+
+    def write_data(self, described: dict[str, Any]) -> None:
+        """How data that were given in Python are found again."""
+        write_json(self.path / DATA, described)
+
+    def data(self) -> dict[str, Any] | None:
+        """The same; None when the data are a plugin's."""
+        path = self.path / DATA
+        return read_json(path) if path.is_file() else None
+
+    def erase(self) -> None:
+        """Remove a split that nobody is training."""
+        if self._is_locked():
+            raise UsageError(f"{self.path}: another process is training this split")
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def lasting_files(self) -> list[Path]:
+        """The files whose change or loss means damage; of a checkpoint its manifest, which vouches for the rest."""
+        from medtrain.checkpoint import MANIFEST
+
+        manifests = [path / MANIFEST for path in self.checkpoints()]
+        inside = {file for manifest in manifests for file in manifest.parent.iterdir()}
+        found = {path for path in self.path.rglob("*") if path.is_file()} - inside
+        hidden = {path for path in found if any(part.startswith(".") for part in path.relative_to(self.path).parts)}
+        return sorted({path for path in found - hidden if path.name not in VOLATILE} | set(manifests))
+
+    def setup(self) -> dict[str, Any]:
+        """What it was trained on; empty for a split that never started."""
+        path = self.path / SETUP
+        return read_json(path) if path.is_file() else {}
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -144,12 +237,12 @@ class SplitFolder:
         write_json(self.path / "status.json", {"status": status, "process": os.getpid(), **facts})
 
     def status(self) -> dict[str, Any]:
-        """The status; "running" of a process that is gone becomes "killed"."""
+        """The status; "running" or "paused" of a process that is gone becomes "killed"."""
         try:
             status = read_json(self.path / "status.json")
         except UsageError:
             return {"status": "unknown"}
-        if status["status"] == "running" and not self._is_locked():
+        if status["status"] in ("running", "paused") and not self._is_locked():
             status["status"] = "killed"
         return status
 
@@ -205,8 +298,20 @@ class SplitFolder:
         return any(self.path.glob(f"*/{checkpoint.MANIFEST}"))
 
     def best(self) -> Path | None:
-        """The best checkpoint, if one was kept."""
-        return next((path for path in self.checkpoints() if path.name.startswith("best-")), None)
+        """The best checkpoint, if one was kept: that of the monitored value, else another one's."""
+        kept = [path for path in self.checkpoints() if path.name.startswith("best-")]
+        monitored = f"best-{(self.status().get('best') or {}).get('name')}"
+        return next((path for path in kept if path.name == monitored), kept[0] if kept else None)
+
+    def pause(self, wanted: bool = True) -> None:
+        """Ask whoever trains this split to wait at its next step, or to go on."""
+        if wanted:
+            write_text(self.path / "control", "pause\n")
+        else:
+            (self.path / "control").unlink(missing_ok=True)
+
+    def is_to_pause(self) -> bool:
+        return (self.path / "control").exists()
 
     def evaluation(self, group: str) -> Path:
         return self.path / f"evaluation-{group}"
@@ -220,6 +325,18 @@ class SplitFolder:
         except OSError:
             return False
         return False
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def check_creatable(path: Path) -> None:
@@ -300,7 +417,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a text file in one move."""
-    aside = path.with_name(f".{path.name}.new")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.new")  # folds that end together write one index
     aside.write_text(text, encoding="utf-8")
     aside.replace(path)
 

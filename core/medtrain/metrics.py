@@ -19,6 +19,7 @@ import torch
 
 Array = npt.NDArray[Any]
 Rows = dict[str, Array]
+NOT_A_NUMBER = "not a number"  # the reason of a NaN for which its metric states none
 
 
 class Undefined(float):
@@ -133,7 +134,7 @@ def compute_all(metrics: list[Metric], rows: Rows) -> tuple[dict[str, float], di
             if isinstance(value, Undefined):
                 reasons[name] = value.reason
             elif math.isnan(value):
-                reasons[name] = "not a number"
+                reasons[name] = NOT_A_NUMBER
     return values, reasons
 
 

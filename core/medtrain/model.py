@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,63 @@ class TensorModel(nn.Module):
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {self.output: self.module(batch[self.input])}
+
+
+class SupervisedModel(TensorModel):
+    """A plain network with its loss: what a Trainer needs besides data.
+
+    module: the network, tensor in, tensor out. loss: a loss of torch.nn or MONAI, or any function of (prediction,
+    target) tensors that is the mean over samples. input, target: batch keys. output: the key of the prediction.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        input: str = "image",
+        target: str = "label",
+        output: str = "logits",
+    ) -> None:
+        super().__init__(module, input, output)
+        self.loss, self.target = loss, target
+
+    def as_loss(self) -> TensorLoss:
+        """The loss in the core's terms."""
+        return TensorLoss(self.loss, self.output, self.target)
+
+
+class TensorLoss(nn.Module):
+    """A loss of two tensors under the core's contract.
+
+    Class indices stay integers; other targets get the type and shape of the prediction. A class-weighted mean of
+    `nn.CrossEntropyLoss` is given as (sum, weight), so that it is the same on several processes.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        prediction: str = "logits",
+        target: str = "label",
+    ) -> None:
+        super().__init__()
+        self.loss, self.prediction, self.target = loss, prediction, target
+
+    def forward(self, outputs: dict[str, Any], batch: dict[str, Any]) -> Any:
+        prediction, target = outputs[self.prediction], batch[self.target]
+        if isinstance(self.loss, (nn.CrossEntropyLoss, nn.NLLLoss)):
+            if not target.is_floating_point():
+                target = target.long().reshape(prediction.shape[0], *prediction.shape[2:])
+            if self._is_weighted(target):
+                weight: torch.Tensor = self.loss.weight  # type: ignore[assignment]
+                return self.loss(prediction, target) * weight[target].sum(), weight[target].sum()
+        elif target.numel() == prediction.numel():
+            target = target.to(prediction.dtype).reshape(prediction.shape)
+        return self.loss(prediction, target)
+
+    def _is_weighted(self, target: torch.Tensor) -> bool:
+        loss: Any = self.loss
+        plain = getattr(loss, "label_smoothing", 0.0) == 0.0 and loss.ignore_index < 0
+        return plain and loss.reduction == "mean" and loss.weight is not None and not target.is_floating_point()
 
 
 def unwrap(model: nn.Module) -> nn.Module:

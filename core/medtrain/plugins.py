@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -49,6 +50,7 @@ class Loaded:
     name: str
     plugin: Any
     hooks: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    plain: bool = False
 
     def options(self) -> Any:
         """Its options model, or None."""
@@ -110,9 +112,15 @@ def load(name: str) -> Loaded:
     raise PluginError(f"there is no plugin {name!r}{nearest(name, known)}; `medtrain plugins list` shows all")
 
 
-def check(name: str, plugin: Any) -> Loaded:
-    """A plugin object, after pluggy agrees with every hook's name and arguments."""
+def check(name: str, plugin: Any, plain: bool = False) -> Loaded:
+    """A plugin object, after pluggy agrees with every hook's name and arguments.
+
+    plain: its methods that are called like lifecycle hooks are hooks without a mark, as for callbacks elsewhere.
+    """
     manager = _manager()
+    if plain:
+        manager.unmarked.add(id(plugin))
+        _refuse_misspelt(name, plugin)
     try:
         manager.register(plugin, name=name)
         manager.check_pending()
@@ -132,9 +140,9 @@ def check(name: str, plugin: Any) -> Loaded:
                     "the order of plugins is that of the command line"
                 )
             hooks[hook] = implementation.function
-    if not hooks:
+    if not hooks and not hasattr(plugin, "configure"):
         raise PluginError(f"plugin {name!r} implements no hook; mark functions with @medtrain.hookimpl")
-    return Loaded(name, plugin, hooks)
+    return Loaded(name, plugin, hooks, plain)
 
 
 class Plugins:
@@ -148,20 +156,22 @@ class Plugins:
                 raise PluginError(f"plugin {name!r} is named twice; name it once")
         self.manager = _manager()
         for plugin in self.loaded:
+            if plugin.plain:
+                self.manager.unmarked.add(id(plugin.plugin))
             self.manager.register(plugin.plugin, name=plugin.name)
 
     @classmethod
     def of(cls, plugins: Sequence[Any]) -> Plugins:
-        """From names, `Loaded` plugins and plain objects with hook methods."""
-        loaded = []
+        """From names, `Loaded` plugins and plain objects with hook methods; the second `X` is called `X-2`."""
+        loaded: list[Loaded] = []
         for plugin in plugins:
             if isinstance(plugin, str):
                 loaded.append(load(plugin))
             elif isinstance(plugin, Loaded):
                 loaded.append(plugin)
             else:
-                kind = plugin if hasattr(plugin, "__name__") else type(plugin)
-                loaded.append(check(str(kind.__name__), plugin))
+                name = _free_name(plugin, [other.name for other in loaded])
+                loaded.append(check(name, plugin, plain=not inspect.ismodule(plugin)))
         return cls(loaded)
 
     @property
@@ -202,7 +212,7 @@ class Plugins:
 
 
 CORE_DEFAULTS = {
-    "build_optimizer": "AdamW with the groups of optimization.groups",
+    "build_optimizer": "AdamW (optimization.optimizer) with the groups of optimization.groups",
     "build_scheduler": "linear warm-up, then [scheduler]",
     "build_metrics": "no metric besides the loss",
     "build_augmentation": "no augmentation",
@@ -254,8 +264,46 @@ def _points() -> list[EntryPoint]:
     return list(unique.values())
 
 
-def _manager() -> pluggy.PluginManager:
-    manager = pluggy.PluginManager("medtrain")
+class _Manager(pluggy.PluginManager):
+    """pluggy's manager; of the objects in `unmarked`, methods called like lifecycle hooks are hooks too."""
+
+    def __init__(self) -> None:
+        super().__init__("medtrain")
+        self.unmarked: set[int] = set()
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        options = super().parse_hookimpl_opts(plugin, name)
+        if options is not None or id(plugin) not in self.unmarked or name not in hookspecs.LIFECYCLE:
+            return options
+        if not inspect.isroutine(getattr(plugin, name, None)):
+            return None
+        flags = dict.fromkeys(("wrapper", "hookwrapper", "optionalhook", "tryfirst", "trylast"), False)
+        return {**flags, "specname": None}
+
+
+def _refuse_misspelt(name: str, plugin: Any) -> None:
+    """Methods called `on_...` are meant as hooks: an unknown one is a slip, or another library's hook."""
+    for attribute in dir(plugin):
+        if not attribute.startswith("on_") or attribute in hookspecs.LIFECYCLE:
+            continue
+        if inspect.isroutine(getattr(plugin, attribute, None)):
+            raise PluginError(
+                f"plugin {name!r}: there is no hook {attribute!r}{nearest(attribute, hookspecs.LIFECYCLE)}; "
+                f"known: {', '.join(hookspecs.LIFECYCLE)}"
+            )
+
+
+def _free_name(plugin: Any, taken: Sequence[str]) -> str:
+    name = str((plugin if hasattr(plugin, "__name__") else type(plugin)).__name__)
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}-{number}"
+    return free
+
+
+def _manager() -> _Manager:
+    manager = _Manager()
     for group in (hookspecs.Building, hookspecs.Doing, hookspecs.Lifecycle):
         manager.add_hookspecs(group)
     return manager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from medtrain.config import RunConfig
+    from medtrain.config import RunConfig, Stage
     from medtrain.data import Data
     from medtrain.maps import SplitFolder
     from medtrain.metrics import Evaluation
@@ -24,7 +24,11 @@ class Run:
 
     epoch: the epoch under way, from 0. step: optimizer steps done. metrics: the record of the last finished epoch,
     flat (`train/loss`, `validation/c_index`, `learning_rate`, ...). maps: the split's folder in the run directory.
-    progress: where the present epoch stands; its tensors live on the device (reading them waits for it).
+    progress: where the present epoch stands; its tensors live on the device (reading them waits for it). After the
+    epoch `progress["timing"]` tells seconds and samples per second.
+    network: in `on_evaluate_end`, what was evaluated: `network(batch) -> dict`, of the averaged weights if there are.
+    modes: value name -> whether larger ("max") or smaller ("min") is better, known before `on_run_start`.
+    stage, stage_settings: number and table of the stage of `[[stages]]` under way; without stages 0 and None.
     """
 
     config: RunConfig
@@ -42,16 +46,20 @@ class Run:
     steps_per_epoch: int = 0
     is_main_process: bool = True
     metrics: dict[str, float] = field(default_factory=dict)
+    modes: dict[str, Literal["max", "min"]] = field(default_factory=dict)
+    stage: int = 0
+    stage_settings: Stage | None = None
     progress: dict[str, Any] = field(default_factory=dict)
     evaluation: Evaluation | None = None
     checkpoint: Path | None = None
     exception: BaseException | None = None
+    network: nn.Module | None = None
     stop_requested: str = ""
     rebuild_requested: bool = False
 
     def request_stop(self, reason: str = "requested") -> None:
-        """End the run after this epoch, as if it were complete."""
-        self.stop_requested = reason
+        """End the run after this epoch, as if it were complete. The first reason given is the one that is told."""
+        self.stop_requested = self.stop_requested or reason
 
     def rebuild_data(self) -> None:
         """Have `build_data` answer again: at once when asked in `on_epoch_start`, else before the next epoch."""

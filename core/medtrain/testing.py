@@ -127,7 +127,7 @@ def _check_parts(chosen: list[Any], loaded: plugins.Loaded, checks: _Checklist) 
         config = layers.build({loaded.name: loaded.options()})
         world = distributed.join("cpu")
         data = _few(build.build_split(config, Plugins.of(chosen), world), 3 * config.data.batch_size)
-        run, engine, split, monitor = Trainer(plugins=chosen, config=config)._assemble(world, data)
+        run, engine, split, monitor = Trainer(plugins=chosen, config=config)._assemble(config, world, data, 0)
         _check_schedule(engine.schedule)
     batch = prepare(engine, next(build.make_loader(config, split, "train", engine).epoch()))
     with checks.item("model(batch) returns a dict"):

@@ -23,6 +23,7 @@ class ToyVolumes:
 
     def __init__(self, count: int = 24, size: int = 8, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
+        self.count, self.size, self.seed = count, size, seed
         self.labels = (torch.arange(count) // 2 % 2).float()
         self.images = torch.randn(count, 1, size, size, size, generator=generator)
         quarter = size // 4

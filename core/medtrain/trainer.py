@@ -8,18 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from medtrain import build, checkpoint, distributed, maps
+from medtrain import build, checkpoint, determinism, distributed, maps, record
 from medtrain.build import Monitor
+from medtrain.computational import ComputationalConfig, check_recorded, setup
 from medtrain.config import Layers, OptimizationSection, RunConfig, read_toml
 from medtrain.data import Data, Split
+from medtrain.data.split import count_splits
 from medtrain.errors import CheckpointError, ConfigError, DataError, PluginError, UsageError
-from medtrain.fit import LAST, Fit, evaluate, restore_from
-from medtrain.hookspecs import hookimpl
+from medtrain.fit import Fit, evaluate, restore_from
+from medtrain.given import Given, Metrics, as_metrics, described, from_recipes
+from medtrain.keeping import LAST
 from medtrain.loop import Engine
 from medtrain.maps import Maps, SplitFolder
-from medtrain.metrics import Evaluation, Metric
+from medtrain.metrics import Evaluation
 from medtrain.model import unwrap
 from medtrain.plugins import Plugins
 from medtrain.run import Run
@@ -43,106 +47,166 @@ class TrainResult:
 
 
 class Trainer:
-    """Trains one configuration into one run directory.
+    """Trains one configuration into one run directory, split by split.
 
-    maps: the run directory; default `runs/<time>-<plugin>`. model, loss, metrics: objects to use instead of what
-    plugins build. optimization: replaces that section of the configuration. callbacks: objects with hook methods
-    (`@medtrain.hookimpl`). plugins: names, or objects with hook methods. config: a complete configuration, which
-    then names the plugins.
+    maps: the run directory; default `runs/<time>-<plugin>`. model: a network (trained in place, every split from the
+    weights it has now), a function that makes one, or None for what plugins build. metrics: metrics, or name -> metric
+    or function of (prediction, target). optimization: replaces that section of the configuration. callbacks: objects
+    with hook methods. plugins: names, or objects with hook methods. loss: of two tensors, as in torch.nn (the model
+    then takes and gives tensors), or of (outputs, batch). optimizer, scheduler: ready-made ones. config: a complete
+    configuration, which then names the plugins. overwrite: erase a split that is there already.
     """
 
     def __init__(
         self,
         maps: str | Path | None = None,
-        model: nn.Module | None = None,
-        metrics: Sequence[Metric] | None = None,
+        model: nn.Module | Callable[[], nn.Module] | None = None,
+        metrics: Metrics | None = None,
         optimization: OptimizationSection | None = None,
         callbacks: Sequence[Any] | None = None,
         plugins: Sequence[Any] = (),
         *,
         loss: Callable[..., Any] | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        scheduler: Any = None,
         config: RunConfig | None = None,
+        overwrite: bool = False,
     ) -> None:
         named = list(plugins) or (config.run.plugins if config else [])
-        given = [_Given(model, loss, metrics)] if model or loss or metrics is not None else []
-        self.plugins = Plugins.of([*named, *given, *(callbacks or ())])
+        self.given = Given(model, loss, metrics, optimizer, scheduler)
+        self.callbacks = list(callbacks or ())
+        self.plugins = Plugins.of([*named, *([self.given] if self.given else []), *self.callbacks])
         if config is None:
             layers = Layers()
             layers.add({"run": {"plugins": [name for name in named if isinstance(name, str)]}}, "Trainer")
+            if (seed := determinism.global_seed()) is not None:
+                deterministic = torch.are_deterministic_algorithms_enabled()
+                layers.add(
+                    {"run": {"seed": seed}, "computational": {"deterministic": deterministic}}, "seed_everything"
+                )
             config = layers.build(self.plugins.options())
         if optimization is not None:
             config = config.model_copy(update={"optimization": optimization})
+        for callback in self.callbacks:
+            if hasattr(callback, "configure"):
+                config = callback.configure(config)
         self.config = config
+        self.overwrite = overwrite
         self.run: Run | None = None
         self.path = Path(maps) if maps is not None else None
+        self._assignments: list[str] = []
 
     @classmethod
     def from_maps(
         cls,
         path: str | Path,
         *,
-        model: nn.Module | None = None,
+        model: nn.Module | Callable[[], nn.Module] | None = None,
         loss: Callable[..., Any] | None = None,
-        metrics: Sequence[Metric] | None = None,
+        metrics: Metrics | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        scheduler: Any = None,
         callbacks: Sequence[Any] | None = None,
         plugins: Sequence[Any] | None = None,
         assignments: Sequence[str] = (),
     ) -> Trainer:
         """The trainer of an existing run, from its recorded configuration.
 
-        Objects that were given when it was made are given again (plugins by name are found by it). assignments:
-        `key=value` changes, as `--set` takes them.
+        Plugins are found by name; objects that were given when it was made are rebuilt by import path and constructor
+        arguments where that is possible (`medtrain.recipe`), and have to be given again where it is not.
+        callbacks: instead of the recorded ones, [] for none. assignments: `key=value` changes, as `--set` takes them.
         """
         opened = Maps.open(Path(path))
-        text, values = read_toml(opened.config_file)
-        named = list(plugins) if plugins is not None else list(values["run"]["plugins"])
-        layers = Layers()
-        layers.add(values, str(opened.config_file), text)
-        names = [name for name in named if isinstance(name, str)]
-        for assignment in assignments:
-            layers.add_assignment(assignment, names)
-        config = layers.build(Plugins.of(named).options())
-        return cls(path, model, metrics, None, callbacks, named, loss=loss, config=config)
+        recorded = opened.objects()
+        given = {"model": model, "loss": loss, "metrics": metrics, "optimizer": optimizer, "scheduler": scheduler}
+        arguments = from_recipes(recorded, {name: value for name, value in given.items() if value is not None})
+        if plugins is None:
+            named: list[Any] = list(read_toml(opened.config_file)[1]["run"]["plugins"])
+            named += record.rebuild_plugins(recorded.get("plugins", []), "plugins")
+        else:
+            named = list(plugins)
+        if callbacks is None or (callbacks and not any(map(record.is_kept, callbacks))):
+            callbacks = [*record.rebuild_plugins(recorded.get("callbacks", []), "callbacks"), *(callbacks or ())]
+        config = record.read_config(opened.config_file, named, assignments, Plugins.of(named).options())
+        trainer = cls(path, plugins=named, callbacks=callbacks, config=config, **arguments)
+        trainer.config = config
+        trainer._assignments = list(assignments)
+        return trainer
 
-    def train(self, split: Data | None = None) -> TrainResult:
-        """Train from the first epoch to the last.
+    def train(
+        self, split: Data | Split | int | None = None, computational: ComputationalConfig | None = None
+    ) -> TrainResult:
+        """Train one split from the first epoch to the last; one that was interrupted goes on where it stopped.
 
-        split: data to use instead of what plugins build. Raises DataError, ConfigError and PluginError before
-        anything is written; Interrupted and Preempted after a checkpoint.
+        split: data to use instead of what plugins build, or the number of a split of those. computational: replaces
+        that side of the configuration for this split. Raises DataError, ConfigError and PluginError before anything
+        is written; Interrupted and Preempted after a checkpoint.
         """
-        world = distributed.join(self.config.computational.device)
-        path = self.path or maps.default_path(self.config.run.plugins, self.config.run.name)
-        path = world.broadcast(path)
+        given = None if isinstance(split, int) else split
+        index = split if isinstance(split, int) else split.index if isinstance(split, Split) else 0
+        config = self.config.with_data(given.feeding) if isinstance(given, Split) else self.config
+        config = computational.apply(config) if computational else config
+        world = distributed.join(config.computational.device)
+        self.path = world.broadcast(self.path or maps.default_path(config.run.plugins, config.run.name))
+        source = world.broadcast(self._where_to_start(index, config) if world.is_main else None)
+        parts = self._assemble(config, world, given, index, fresh=source is not None)
+        existed = self.path.exists()
         if world.is_main:
-            maps.check_creatable(path)
-        parts = self._assemble(world, split)
-        if world.is_main:
-            Maps.create(path, self.config.to_toml(), self._plugin_rows(), maps.environment())
-        self.path = path
-        folder = Maps(path).split(0)
+            environment = maps.environment()
+            Maps.create(self.path, self.config.to_toml(), self._plugin_rows(), environment, self._objects())
+        world.barrier()
+        folder = Maps(self.path).split(index)
         try:
-            return self._fit(folder, parts, None)
+            return self._fit(folder, parts, source, data=given)
         except (ConfigError, DataError, PluginError):
             # A mistake that shows before the first checkpoint leaves nothing worth keeping.
-            if world.is_main and not folder.checkpoints():
-                shutil.rmtree(path)
+            if world.is_main and not folder.has_checkpoint():
+                shutil.rmtree(folder.path if existed else self.path, ignore_errors=True)
             raise
 
-    def resume(self, split_idx: int = 0, checkpoint: str | Path = LAST, split: Data | None = None) -> TrainResult:
+    def resume(
+        self,
+        split_idx: int = 0,
+        checkpoint: str | Path = LAST,
+        split: Data | Split | None = None,
+        computational: ComputationalConfig | None = None,
+    ) -> TrainResult:
         """Go on from a checkpoint of this run: `last`, `best-<metric>`, `epoch-NNNN`, `step-NNNNNNNN` or a folder.
 
-        A run that ended before its first checkpoint starts over.
+        On what it was trained, and with what, follows from the record; data given in Python are rebuilt from it where
+        that is possible. A run that ended before its first checkpoint starts over.
         """
-        world = distributed.join(self.config.computational.device)
         folder = self._opened().split(split_idx)
+        config = self._config_of(folder)
+        config = computational.apply(config) if computational else config
+        if split is None and (recorded := folder.data()) is not None:
+            split = record.rebuild_data(recorded, split_idx)
+        if isinstance(split, Split):
+            config = config.with_data(split.feeding)
+        check_recorded(folder.setup(), config)
+        world = distributed.join(config.computational.device)
         source = None
         if checkpoint != LAST or folder.has_checkpoint():
             source = self._find_checkpoint(folder, str(checkpoint))
-            self.config = self.config.with_fresh_model()
         elif world.is_main:
             folder.cut_history(0)
-        parts = self._assemble(world, split)
+        parts = self._assemble(config, world, split, split_idx, fresh=source is not None)
         return self._fit(folder, parts, source)
+
+    def extend(self, num_epochs: int, split_idx: int = 0, **resume: Any) -> TrainResult:
+        """Train a split on to `num_epochs` epochs in all; further arguments are those of `resume`."""
+        self._assignments.append(f"optimization.num_epochs={num_epochs}")
+        return self.resume(split_idx, **resume)
+
+    def validate(self, split_idx: int = 0, metrics: Metrics | None = None, **options: Any) -> Evaluation:
+        """Evaluate a checkpoint on the validation group of its split; options are those of `evaluate`."""
+        return self.evaluate("validation", split_idx=split_idx, metrics=metrics, **options)
+
+    def test(
+        self, group: str = "test", split_idx: int = 0, metrics: Metrics | None = None, **options: Any
+    ) -> Evaluation:
+        """Evaluate a checkpoint on a group nobody was fitted on; options are those of `evaluate`."""
+        return self.evaluate(group, split_idx=split_idx, metrics=metrics, **options)
 
     def evaluate(
         self,
@@ -150,39 +214,49 @@ class Trainer:
         *,
         split_idx: int = 0,
         checkpoint: str | Path | None = None,
-        split: Data | None = None,
+        split: Data | Split | None = None,
         table: Path | None = None,
         images: Path | None = None,
+        metrics: Metrics | None = None,
         details: bool = True,
+        computational: ComputationalConfig | None = None,
     ) -> Evaluation:
         """Evaluate a checkpoint (default: the best, else the last) on a group of the run's data, or on new data.
 
         split, table, images: new data; group "all" is all of them. New data may not hold participants the model was
-        fitted on; the run's own must still have the recorded members. details: also what metrics add when asked for
-        more (confidence intervals, strata).
+        fitted on; the run's own must still have the recorded members. metrics: others than the run's. details: also
+        what metrics add when asked for more (confidence intervals, strata).
         """
-        world = distributed.join(self.config.computational.device)
         folder = self._opened().split(split_idx)
         recorded = folder.membership()
-        config = self.config.with_fresh_model()
+        config = self._config_of(folder)
+        config = computational.apply(config) if computational else config
+        world = distributed.join(config.computational.device)
+        config = config.with_fresh_model()
         new = split is not None or table is not None or images is not None
         if table is not None or images is not None:
             changes = {"table": table or config.data.table, "images": images}
             config = config.model_copy(update={"data": config.data.model_copy(update=changes)})
-        groups = build.evaluation_groups(config, self.plugins, world, split, recorded, new)
+        if not new and (kept := folder.data()) is not None:
+            split, new = record.rebuild_data(kept, split_idx), True
+        groups = build.evaluation_groups(config, self.plugins, world, split, recorded, new, split_idx)
         if group not in groups.groups:
             raise DataError(f"there is no group {group!r} in these data; groups: {', '.join(groups.groups)}")
-        metrics = build.build_metrics(config, self.plugins, groups)
-        engine = build.build_evaluator(config, self.plugins, world, metrics)
+        if metrics is not None:
+            chosen = as_metrics(metrics, self.given.loss)
+        else:
+            chosen = build.build_metrics(config, self.plugins, groups)
+        engine = build.build_evaluator(config, self.plugins, world, chosen)
         run = Run(config, unwrap(engine.plain), world.device, folder, groups.as_data(), loss=engine.loss)
         run.is_main_process, run.split = world.is_main, split_idx
+        run.modes = {"loss": "min", **{name: metric.mode for metric in chosen for name in metric.names}}
         self._load(folder, engine, run, checkpoint)
         loader = build.make_loader(config, groups, group, engine)
         run.evaluation = result = evaluate(run, engine, self.plugins, loader, group)
         if details and world.is_main:
             for metric in engine.metrics:
                 if hasattr(metric, "details"):
-                    result.details |= metric.details(result.rows, self.config.run.seed)
+                    result.details |= metric.details(result.rows, config.run.seed)
         for hook in self.plugins.lifecycle("on_evaluate_end"):
             hook(run)
         self.run = run
@@ -197,13 +271,24 @@ class Trainer:
         folder = out or self.run.maps.evaluation(self.run.evaluation.group)
         sections = [section for answer in self.plugins.each("report_sections", run=self.run) for section in answer]
         write_evaluation(folder, self.run, sections)
+        if out is None:
+            Maps(self.run.maps.path.parent).write_index()
         return folder
 
-    def predict(self, sample: Any, *, split_idx: int = 0, checkpoint: str | Path | None = None) -> Any:
+    def predict(
+        self,
+        sample: Any,
+        *,
+        split_idx: int = 0,
+        checkpoint: str | Path | None = None,
+        computational: ComputationalConfig | None = None,
+    ) -> Any:
         """A table of predictions for what the plugin understands as input (a folder, a file)."""
-        world = distributed.join(self.config.computational.device)
         folder = self._opened().split(split_idx)
-        config = self.config.with_fresh_model()
+        config = self._config_of(folder)
+        config = computational.apply(config) if computational else config
+        world = distributed.join(config.computational.device)
+        config = config.with_fresh_model()
         model = unwrap(build.build_module(config, self.plugins, world))
         run = Run(config, model, world.device, folder, split=split_idx)
         path = self._evaluated_checkpoint(folder, checkpoint)
@@ -218,10 +303,11 @@ class Trainer:
     def dry_run(self) -> dict[str, Any]:
         """Assemble everything and say what it is; nothing is trained or written."""
         world = distributed.join(self.config.computational.device)
-        run, engine, split, monitor = self._assemble(world, None)
+        run, engine, split, monitor = self._assemble(self.config, world, None, 0)
         plan = build.make_plan(self.config, engine, split, monitor)
         return {
             "plugins": ", ".join(self.plugins.names),
+            "splits": self.count_splits(),
             "samples": {name: len(dataset) for name, dataset in split.groups.items()},
             "parameters": sum(p.numel() for p in run.model.parameters()),
             "trainable_parameters": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
@@ -232,29 +318,68 @@ class Trainer:
             "processes": world.size,
         }
 
-    def _assemble(self, world: distributed.World, given: Data | None) -> tuple[Run, Engine, Split, Monitor]:
-        if given is not None:
-            split = build.split_data(self.config, given)
+    def count_splits(self) -> int:
+        """How many splits the configuration makes of the plugins' data."""
+        return count_splits(self.config.data.num_folds, self.config.data.splits)
+
+    def _where_to_start(self, index: int, config: RunConfig) -> Path | None:
+        """The checkpoint from which an interrupted training goes on; None when it starts. UsageError: neither."""
+        assert self.path is not None
+        if not (self.path / maps.INDEX).is_file():
+            maps.check_creatable(self.path)
+            return None
+        opened = Maps.open(self.path)
+        record.refuse_other_settings(opened.config_file, self.config)
+        folder = opened.split(index)
+        if self.overwrite or not folder.has_checkpoint():
+            folder.erase()
+            return None
+        if folder.status()["status"] == "completed":
+            raise UsageError(
+                f"{folder.path}: the folder already holds a run that is complete; resume it with more epochs, evaluate "
+                "it, or give another --out (Trainer: overwrite=True erases it)"
+            )
+        record.refuse_other_settings(folder.config_file, config)
+        return self._find_checkpoint(folder, LAST)
+
+    def _assemble(
+        self, config: RunConfig, world: distributed.World, given: Data | Split | None, index: int, fresh: bool = False
+    ) -> tuple[Run, Engine, Split, Monitor]:
+        """Everything a training consists of. fresh: its weights follow from a checkpoint."""
+        if fresh and self.given.model is None:
+            config = config.with_fresh_model()
+        if isinstance(given, Split):
+            split = given.checked()
+        elif given is not None:
+            split = build.split_data(config, given, index)
         else:
-            split = build.build_split(self.config, self.plugins, world)
-        metrics = build.build_metrics(self.config, self.plugins, split)
-        monitor = build.choose_monitor(self.config, metrics)
-        build.choose_monitor(self.config, metrics, self.config.early_stopping.monitor)
-        engine = build.build_engine(self.config, self.plugins, world, metrics, split, monitor)
+            split = build.build_split(config, self.plugins, world, index)
+        # Data from Python are the same in all stages.
+        rebuild = None if given is None else lambda _: split
+        metrics = build.build_metrics(config, self.plugins, split)
+        monitor = build.choose_monitor(config, metrics)
+        engine = build.build_engine(config, self.plugins, world, metrics, split, monitor, rebuild)
         run = Run(
-            config=self.config,
+            config=config,
             model=unwrap(engine.plain),
             device=world.device,
             data=split.as_data(),
             optimizer=engine.optimizer,
             schedule=engine.schedule,
             loss=engine.loss,
-            num_epochs=self.config.optimization.num_epochs,
+            num_epochs=config.optimization.num_epochs,
             is_main_process=world.is_main,
         )
+        run.modes = {"loss": "min", **{name: metric.mode for metric in metrics for name in metric.names}}
         return run, engine, split, monitor
 
-    def _fit(self, folder: SplitFolder, parts: tuple[Run, Engine, Split, Monitor], source: Path | None) -> TrainResult:
+    def _fit(
+        self,
+        folder: SplitFolder,
+        parts: tuple[Run, Engine, Split, Monitor],
+        source: Path | None,
+        data: Data | Split | None = None,
+    ) -> TrainResult:
         run, engine, split, _ = parts
         run.maps, run.split = folder, folder.number
         if not engine.world.is_main:
@@ -262,7 +387,11 @@ class Trainer:
         with folder.locked():
             if source is None:
                 folder.write_membership(split.membership(), split.digest(), split.about)
-            return self._go(folder, parts, source)
+                if data is not None:
+                    folder.write_data(record.describe_data(data))
+            result = self._go(folder, parts, source)
+        Maps(folder.path.parent).write_index()
+        return result
 
     def _go(self, folder: SplitFolder, parts: tuple[Run, Engine, Split, Monitor], source: Path | None) -> TrainResult:
         run, engine, split, monitor = parts
@@ -270,6 +399,9 @@ class Trainer:
         if source is not None:
             for problem in restore_from(fit, source):
                 folder.log(f"damaged checkpoint passed over: {problem}")
+        if engine.world.is_main:
+            where = setup(run.config, engine.world.device, engine.world.size)
+            folder.write_start(run.config.to_toml(), where)
         fit.start(resumed=source is not None)
         fit.go()
         engine.world.barrier()
@@ -283,6 +415,24 @@ class Trainer:
         if self.path is None:
             raise CheckpointError("this trainer has not trained yet: there is no run directory")
         return Maps.open(self.path)
+
+    def _config_of(self, folder: SplitFolder) -> RunConfig:
+        """The configuration a split was trained with, and what was changed since."""
+        if not folder.config_file.is_file():
+            return self.config
+        named = [*self.config.run.plugins]
+        return record.read_config(folder.config_file, named, self._assignments, self.plugins.options())
+
+    def _objects(self) -> dict[str, Any]:
+        """What the run directory keeps of objects that are no plugins by name."""
+        objects = self.given.recipes()
+        named = self.config.run.plugins
+        others = [p.plugin for p in self.plugins.loaded if p.name not in named and p.plugin is not self.given]
+        kept = {"plugins": [p for p in others if p not in self.callbacks], "callbacks": self.callbacks}
+        for name, items in kept.items():
+            if recipes := [described(item) for item in items if record.is_kept(item)]:
+                objects[name] = recipes
+        return objects
 
     def _find_checkpoint(self, folder: SplitFolder, name: str) -> Path:
         candidates = [folder.checkpoint(name), Path(name)]
@@ -317,27 +467,6 @@ class Trainer:
             distribution, version = (row.distribution, row.version) if row else ("", "")
             rows.append({"name": name, "distribution": distribution, "version": version})
         return rows
-
-
-class _Given:
-    """Objects handed to the Trainer, as one more plugin."""
-
-    def __init__(
-        self, model: nn.Module | None, loss: Callable[..., Any] | None, metrics: Sequence[Metric] | None
-    ) -> None:
-        self.model, self.loss, self.metrics = model, loss, metrics
-
-    @hookimpl
-    def build_model(self) -> nn.Module | None:
-        return self.model
-
-    @hookimpl
-    def build_loss(self) -> Callable[..., Any] | None:
-        return self.loss
-
-    @hookimpl
-    def build_metrics(self) -> list[Metric] | None:
-        return None if self.metrics is None else list(self.metrics)
 
 
 def checkpoint_weights(path: Path) -> dict[str, Any]:

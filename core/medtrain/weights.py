@@ -210,10 +210,7 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], where: str) 
     the keys; where: what the message calls the weights.
     """
     expected = model.state_dict()
-    found = dict(state)
-    for prefix in ("module.", "_orig_mod."):
-        if not found.keys() & expected.keys() and all(key.startswith(prefix) for key in found):
-            found = {key.removeprefix(prefix): tensor for key, tensor in found.items()}
+    found = stripped(state, expected)
     problems = {
         "Missing keys": [key for key in expected if key not in found],
         "Unknown keys": [key for key in found if key not in expected],
@@ -227,6 +224,15 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], where: str) 
     if told:
         raise CheckpointError(f"{where}: the weights do not fit this model: {chr(10).join(told)}")
     model.load_state_dict(found)
+
+
+def stripped(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> State:
+    """A state dict without the prefix of a wrapper (`module.`, `_orig_mod.`) that is on all of its keys."""
+    found = dict(state)
+    for prefix in ("module.", "_orig_mod."):
+        if not found.keys() & expected.keys() and all(key.startswith(prefix) for key in found):
+            found = {key.removeprefix(prefix): tensor for key, tensor in found.items()}
+    return found
 
 
 def write(path: Path, state: Mapping[str, torch.Tensor], about: Mapping[str, Any] | None) -> None:

@@ -138,7 +138,7 @@ def test_a_file_that_is_no_safetensors_under_its_own_checksum(tmp_path: Path) ->
     checkpoint.write(folder, made())
     (folder / "model.safetensors").write_bytes(b"\x80\x04N.")
     manifest = json.loads((folder / "checkpoint.json").read_text())
-    manifest["sha256"]["model.safetensors"] = checkpoint._sha256(folder / "model.safetensors")
+    manifest["sha256"]["model.safetensors"] = checkpoint.sha256(folder / "model.safetensors")
     (folder / "checkpoint.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="damaged"):
         checkpoint.read(folder)

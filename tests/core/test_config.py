@@ -106,12 +106,13 @@ def test_wrong_types_and_ranges_say_what_was_given(tmp_path: Path) -> None:
     path.write_text('[data]\nbatch_size = "many"\n[optimization]\nlearning_rate = -1.0\n')
     layers = Layers()
     layers.add_file(path)
-    layers.add_assignment("scheduler.name=polynomial", [])
+    layers.add_assignment("scheduler.name=polynomal", [])
     message = failure(layers)
     assert f"{path}:2: data.batch_size: input should be a valid integer" in message
     assert "not 'many'" in message
     assert f"{path}:4: optimization.learning_rate: input should be greater than 0, not -1.0" in message
-    assert "--set scheduler.name: scheduler.name: input should be 'none', 'plateau', 'cosine' or 'step'" in message
+    assert "--set scheduler.name: scheduler.name: should be 'none', 'plateau', 'cosine', 'linear', " in message
+    assert "(did you mean 'polynomial'?), not 'polynomal'" in message
 
 
 def test_long_values_are_cut_in_messages() -> None:

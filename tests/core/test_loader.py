@@ -10,7 +10,7 @@ import pytest
 import torch
 from medtrain import determinism
 from medtrain.data import Item, Loader, collate
-from medtrain.data.loader import class_weights, shard
+from medtrain.data.loader import sampling_weights, shard
 from medtrain.data.split import Part
 from medtrain.errors import DataError
 from toy_plugin import Shift, Vectors
@@ -67,15 +67,15 @@ class Rare(Vectors):
 
 def test_balanced_sampling_draws_every_class_equally_often() -> None:
     dataset = Rare(0, 400)
-    loader = Loader(dataset, 8, seed=1, shuffle=True, balance=True)
+    loader = Loader(dataset, 8, seed=1, shuffle=True, weights=sampling_weights(dataset, "class_balanced"))
     drawn = [dataset.classes[i] for epoch in range(5) for i in loader.order(epoch)]
     assert len(drawn) == 2000 and abs(np.mean(drawn) - 0.5) < 0.05  # 4.5 standard errors
-    assert loader.order(3) == Loader(dataset, 4, seed=1, shuffle=True, balance=True, rank=1, world=2).order(3)
+    assert loader.order(3) == Loader(dataset, 4, seed=1, shuffle=True, weights=loader.weights, rank=1, world=2).order(3)
     assert loader.order(3) != loader.order(4)
     part = Part(dataset, range(0, 400, 5))
-    assert class_weights(part).tolist() == [1 / 40, 1 / 40] * 40
+    assert sampling_weights(part, "class_balanced").tolist() == [1 / 40, 1 / 40] * 40
     with pytest.raises(DataError, match=r"data\.sampling: Vectors names no classes"):
-        Loader(Vectors(0, 4), 2, shuffle=True, balance=True)
+        sampling_weights(Vectors(0, 4), "class_balanced")
 
 
 def test_an_epoch_of_few_batches_still_sees_everything_in_time() -> None:

@@ -23,3 +23,15 @@ def permute_labels(cohort: Path, seed: int) -> None:
         exams.loc[members.index, LABELS] = members[LABELS].to_numpy()[generator.permutation(len(members))]
     table = table[[*BREAST_EXAM, "view", "density", "RACE_DESC"]].join(exams[LABELS], on=BREAST_EXAM)
     table.to_csv(path, index=False)
+
+
+def move_to_test(cohort: Path, keep: int) -> None:
+    """Make a larger cohort one of `keep` women with a larger test group: whoever is beyond that is tested on."""
+    women = {
+        folder.name: sorted({file.name.split("_")[0] for file in folder.glob("*.png")}) for folder in cohort.glob("*/")
+    }
+    share = keep / sum(map(len, women.values()))
+    for name in ("train", "val"):
+        for woman in women[name][round(len(women[name]) * share) :]:
+            for file in (cohort / name).glob(f"{woman}_*.png"):
+                file.rename(cohort / "test" / file.name)

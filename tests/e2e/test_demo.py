@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cohorts import permute_labels
+from cohorts import move_to_test, permute_labels
 
 pytestmark = [pytest.mark.demos, pytest.mark.timeout(3600)]
 
@@ -18,6 +18,7 @@ MODELS = ["lmv_net", "imgfeatalign", "oa_breacr", "mirai", "vmra_mar"]
 LONGITUDINAL = MODELS[:3]
 SEEDS = [0, 1, 2]
 Cohorts = Callable[[str, int], Path]
+PERMUTED = 560  # women of a cohort with permuted labels
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,9 @@ def cohort_of(tmp_path_factory: pytest.TempPathFactory) -> Cohorts:
     def make(kind: str, seed: int) -> Path:
         path = folder / f"{kind}-{seed}"
         if not path.exists() and kind == "permuted":
-            shutil.copytree(make("growth", seed), path)
+            # As many women to train on as in the demo, and more to test on: chance has to be told from a leak.
+            synthesize(path, patients=PERMUTED, seed=seed)
+            move_to_test(path, keep=320)
             permute_labels(path, seed)
         elif not path.exists():
             synthesize(path, seed=seed, signal=kind)

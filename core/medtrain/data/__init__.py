@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from medtrain.data.contract import Augmentation, Data, Dataset, participants_of, sample_ids_of
 from medtrain.data.loader import Item, Loader, collate
-from medtrain.data.split import Joined, Split, make_split
+from medtrain.data.split import Joined, Split, split_groups
+from medtrain.data.splitters import KFold, SingleSplit
+from medtrain.data.tables import make_kfold, make_split
 
 __all__ = [
     "Augmentation",
@@ -12,10 +14,14 @@ __all__ = [
     "Dataset",
     "Item",
     "Joined",
+    "KFold",
     "Loader",
+    "SingleSplit",
     "Split",
     "collate",
+    "make_kfold",
     "make_split",
     "participants_of",
     "sample_ids_of",
+    "split_groups",
 ]

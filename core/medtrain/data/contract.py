@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 
 GROUPS = ("train", "validation", "test")
+# What a dataset may tell besides its samples.
+OPTIONAL = ("sample_ids", "participants", "sessions", "strata", "classes", "weights", "deterministic")
 
 
 class Dataset(Protocol):
@@ -18,7 +20,9 @@ class Dataset(Protocol):
       sample_ids: Sequence[str]    one per sample, unique; default: the index as text
       participants: Sequence[str]  whose sample it is; a participant may be in one group only
       strata: Sequence[Any]        what to balance when the core splits the dataset
+      sessions: Sequence[str]      when it was taken, to find samples by (participant, session)
       classes: Sequence[Any]       what `data.sampling = "class_balanced"` balances in training
+      weights: Sequence[float]     what `data.sampling = "weighted"` draws by in training
       deterministic: bool          True when `__getitem__` draws nothing at random; otherwise Python's, NumPy's
                                    and torch's generators are seeded before each training sample
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -56,22 +56,36 @@ def shard(start: int, stop: int, rank: int, world: int) -> range:
     return range(first, first + size + (rank < extra))
 
 
-def class_weights(dataset: Dataset) -> torch.Tensor:
-    """The chance of each sample under class-balanced sampling, (N,) float64; raises DataError without classes."""
-    classes = classes_of(dataset)
-    if classes is None:
+def sampling_weights(dataset: Dataset, sampling: str) -> torch.Tensor | None:
+    """The chance of each sample, (N,) float64, under `data.sampling`; None when all are seen once an epoch.
+
+    Raises DataError when the dataset does not say what it needs to.
+    """
+    if sampling == "weighted":
+        if (weights := getattr(dataset, "weights", None)) is None:
+            raise DataError(f"data.sampling: {type(dataset).__name__} names no weights; use 'shuffle'")
+        return torch.as_tensor(weights, dtype=torch.float64)
+    if sampling != "class_balanced":
+        return None
+    if (classes := classes_of(dataset)) is None:
         raise DataError(f"data.sampling: {type(dataset).__name__} names no classes; use 'shuffle'")
     labels = list(map(str, classes))
     counts = Counter(labels)
     return torch.tensor([1 / counts[label] for label in labels], dtype=torch.float64)
 
 
+def epoch_size(samples: int, global_batch: int, max_batches: int | None = None, drop_last: bool = False) -> int:
+    """How many samples an epoch draws: at least one batch, an incomplete one if there are no more."""
+    size = min(samples, max_batches * global_batch) if max_batches else samples
+    return size - size % global_batch if drop_last and size >= global_batch else size
+
+
 class Loader:
     """Batches of one group in the global order.
 
-    shuffle: a new order each epoch, and transforms seeded per sample; otherwise dataset order.
-    balance: with `shuffle`, samples are drawn with replacement, all of the dataset's `classes` equally often.
-    max_batches: an epoch ends after so many global batches.
+    shuffle: a new order each epoch; otherwise dataset order. training: transforms are seeded per sample, as they are
+    when samples are shuffled. weights: with `shuffle`, samples are drawn with replacement, by their weights, (N,).
+    max_batches: an epoch ends after so many global batches. drop_last: without an incomplete one at its end.
     num_workers: 0 loads in this process, without torch's DataLoader (which costs 20 us a batch).
     """
 
@@ -82,21 +96,25 @@ class Loader:
         *,
         seed: int = 0,
         shuffle: bool = False,
-        balance: bool = False,
+        training: bool = False,
+        weights: Sequence[float] | torch.Tensor | None = None,
         max_batches: int | None = None,
+        drop_last: bool = False,
         augmentation: Augmentation | None = None,
         collate_fn: Callable[[list[dict[str, Any]]], Batch] | None = None,
         num_workers: int = 0,
         rank: int = 0,
         world: int = 1,
         pin_memory: bool = False,
+        prefetch_factor: int | None = None,
+        persistent_workers: bool = True,
     ) -> None:
         self.dataset, self.seed, self.shuffle = dataset, seed, shuffle
         self.rank, self.world = rank, world
         self.global_batch = batch_size * world
-        self.size = min(len(dataset), (max_batches or len(dataset)) * self.global_batch)
-        self.weights = class_weights(dataset) if balance else None
-        self.fetch = _Fetch(dataset, augmentation, shuffle, collate_fn or collate)
+        self.size = epoch_size(len(dataset), self.global_batch, max_batches, drop_last)
+        self.weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
+        self.fetch = _Fetch(dataset, augmentation, training or shuffle, collate_fn or collate)
         self.plan = _Plan()
         self.workers: Any = None
         if num_workers:
@@ -106,7 +124,8 @@ class Loader:
                 num_workers=num_workers,
                 collate_fn=_first,
                 worker_init_fn=_start_worker,
-                persistent_workers=True,
+                persistent_workers=persistent_workers,
+                prefetch_factor=prefetch_factor,
                 pin_memory=pin_memory,
                 generator=torch.Generator(),
             )

@@ -100,7 +100,7 @@ def read_cohort(
     if on_bad_rows not in ("error", "drop"):
         raise ConfigError(f"on_bad_rows: {on_bad_rows!r} is neither 'error' nor 'drop'")
     table = _find_table(Path(table))
-    raw = _read_text(table)
+    raw = read_text(table)
     try:
         spec, mapping = find_columns(list(raw.columns), layout, columns or {})
     except DataError as error:
@@ -180,7 +180,7 @@ def _find_table(path: Path) -> Path:
     return tables[0]
 
 
-def _read_text(table: Path) -> pd.DataFrame:
+def read_text(table: Path) -> pd.DataFrame:
     """All cells as text, "" for empty ones; the index is the line of the file."""
     try:
         with table.open(encoding="utf-8-sig") as file:

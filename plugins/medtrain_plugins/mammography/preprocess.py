@@ -21,10 +21,12 @@ Threshold = int | Literal["otsu"]
 def grey_values(dataset: Dataset) -> npt.NDArray[np.float32]:
     """The pixels of a single-frame grayscale DICOM image as shown to a reader, (H, W), bright tissue on dark ground.
 
-    Modality LUT, VOI LUT or window (the first one), MONOCHROME1 inverted, pixel padding at the darkest value.
+    Modality LUT, VOI LUT or window (the first one), MONOCHROME1 inverted, pixel padding as dark as the darkest
+    pixel or darker.
     Raises what pydicom raises for pixels that are missing, cut short or in an encoding without a decoder.
     """
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
+    from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+    from pydicom.pixels.utils import pixel_array
 
     stored = pixel_array(dataset)
     image = apply_voi_lut(apply_modality_lut(stored, dataset), dataset).astype(np.float32)
@@ -33,10 +35,11 @@ def grey_values(dataset: Dataset) -> npt.NDArray[np.float32]:
     padding = dataset.get("PixelPaddingValue")
     if isinstance(padding, int):
         # Not part of the image: one padding value may well be brighter than the breast.
-        first, last = sorted((padding, dataset.get("PixelPaddingRangeLimit", padding)))
+        limit = dataset.get("PixelPaddingRangeLimit")
+        first, last = sorted((padding, limit if isinstance(limit, int) else padding))
         outside = (stored >= first) & (stored <= last)
         if not outside.all():
-            image[outside] = image[~outside].min()
+            image[outside] = np.minimum(image[outside], image[~outside].min())
     return image
 
 

@@ -1,0 +1,85 @@
+"""Brain images of BIDS and CAPS trees: classification, regression, segmentation, reconstruction, 2-D and 3-D."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from medtrain import hookimpl
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from medtrain import Data, Run, RunConfig, Section
+    from medtrain.metrics import Metric
+
+    from .options import BrainOptions
+    from .transforms import BatchAugmentation
+
+
+class Brain:
+    """Brain images of BIDS and CAPS trees: classification, regression, segmentation, reconstruction, 2-D and 3-D."""
+
+    name = "brain"
+
+    @hookimpl
+    def plugin_options(self) -> type[BrainOptions]:
+        """Cohort, network, loss, inference."""
+        from .options import BrainOptions
+
+        return BrainOptions
+
+    @hookimpl
+    def build_data(self, config: RunConfig) -> Data:
+        """Images of a BIDS or CAPS tree, for the core to split. What they settle of the options is settled here."""
+        from .dataset import open_cohort
+        from .tasks import settle
+
+        options = config.options(self.name)
+        data = open_cohort(options, config)
+        settle(options, data)
+        return data
+
+    @hookimpl
+    def build_model(self, config: RunConfig) -> torch.nn.Module:
+        """The network by name, for the images and classes there are."""
+        from .tasks import build_model
+
+        return build_model(config.options(self.name))
+
+    @hookimpl
+    def build_loss(self, config: RunConfig) -> torch.nn.Module:
+        """The loss of the task."""
+        from .tasks import build_loss
+
+        return build_loss(config.options(self.name))
+
+    @hookimpl
+    def build_metrics(self, config: RunConfig, data: Data) -> list[Metric]:
+        """The metrics of the task, by image."""
+        from .tasks import build_metrics
+
+        return build_metrics(config.options(self.name))
+
+    @hookimpl
+    def build_augmentation(self, config: RunConfig) -> BatchAugmentation | None:
+        """Random MONAI transforms of training images; images and masks move alike."""
+        options = config.options(self.name)
+        if not options.augmentations:
+            return None
+        from .transforms import BatchAugmentation
+
+        return BatchAugmentation(options.augmentations)
+
+    @hookimpl
+    def predict(self, run: Run, sample: Any) -> pd.DataFrame:
+        """One row per image of a file or BIDS tree; segmentations and reconstructions are written beside the run."""
+        from .predict import predict_images
+
+        return predict_images(run, sample, run.config.options(self.name))
+
+    @hookimpl
+    def report_sections(self, run: Run) -> list[Section]:
+        """Curves, confusions and calibration; scatter; best and worst images."""
+        from .plots import brain_sections
+
+        return brain_sections(run, run.config.options(self.name))

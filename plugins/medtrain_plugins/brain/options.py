@@ -1,0 +1,122 @@
+"""Options of the plugin `brain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from medtrain.config import SectionModel
+from pydantic import Field, model_validator
+
+from .extraction import ExtractionOptions
+
+LOSSES = {
+    "classification": ("cross_entropy", "focal"),
+    "regression": ("mse", "l1", "huber"),
+    "segmentation": ("dice_ce", "dice", "cross_entropy"),
+    "reconstruction": ("mse", "l1", "ssim"),
+}
+
+
+class InferenceOptions(SectionModel):
+    """How a whole image is put through the network outside training."""
+
+    window: list[int] = Field(
+        [], description="sliding window, voxels by axis or one number for all; empty: the image at once"
+    )
+    overlap: float = Field(0.5, ge=0, lt=1, description="of neighbouring windows")
+    blend: Literal["gaussian", "constant"] = Field("gaussian", description="weight of a window's voxels")
+    batch_size: int = Field(4, ge=1, description="windows or slices at a time")
+    slice_axis: int | None = Field(
+        None, ge=0, le=2, description="a 2-D network sees volumes slice by slice across this axis, also in training"
+    )
+    flips: list[int] = Field(
+        [], description="test-time augmentation: average over all mirror images along these axes (0, 1, 2)"
+    )
+
+    @model_validator(mode="after")
+    def _sound(self) -> InferenceOptions:
+        if any(size < 1 for size in self.window):
+            raise ValueError("a window has at least one voxel along every axis")
+        if not set(self.flips) <= {0, 1, 2} or len(set(self.flips)) < len(self.flips):
+            raise ValueError("flips are different axes out of 0, 1, 2")
+        return self
+
+
+class BrainOptions(SectionModel):
+    """`[plugins.brain]`. `input_shape`, `classes`, `class_weights` and `label_scale` are completed from the data and
+    recorded with the run."""
+
+    # The cohort: data.table is the BIDS or CAPS folder.
+    task: Literal["classification", "regression", "segmentation", "reconstruction"] = Field(
+        "classification", description="what is learnt from an image"
+    )
+    file_type: str | dict[str, Any] = Field(
+        "T1w", description="images to read: a preset's name, or a table of its parts"
+    )
+    masks: str | dict[str, Any] = Field("Segmentation", description="segmentation: what the masks are, likewise")
+    label: str = Field("diagnosis", description="column of the participants' or sessions' tables to predict")
+    stratify: list[str] = Field([], description="columns the groups are balanced in; default: the classes")
+    exclude: Literal["strict", "skip"] = Field(
+        "strict", description="sessions that cannot be used: an error, or left out and listed"
+    )
+    canonical: bool = Field(False, description="turn the axes of all images to the right, front and up")
+    non_finite: Literal["error", "zero"] = Field("error", description="voxels that are NaN or infinite")
+    cache: Literal["none", "memory", "disk"] = Field("memory", description="where transformed images are kept")
+    cache_dir: Path | None = Field(None, description="folder of cache = 'disk'; default: medtrain's cache")
+    extraction: ExtractionOptions = Field(
+        default_factory=ExtractionOptions,  # type: ignore[arg-type]
+        description="patches, slices or regions as samples instead of whole images",
+    )
+    transforms: list[str | dict[str, Any]] = Field([], description="MONAI transforms of every image, in order")
+    augmentations: list[str | dict[str, Any]] = Field(
+        [], description="random MONAI transforms of training images, in order"
+    )
+    demo_participants: int = Field(0, ge=0, description="without data: participants of a synthetic cohort")
+    demo_seed: int = Field(0, ge=0, description="its seed")
+    demo_signal: str = Field("diagnosis", description="what its images tell; none: nothing")
+    demo_size: int = Field(32, ge=8, description="voxels of its images along each axis")
+
+    # The network.
+    network: str = Field("Conv5_FC3", description="Conv5_FC3, or a network of MONAI by its class name")
+    network_options: dict[str, Any] = Field({}, description="arguments of the network, over those the data settle")
+    input_shape: list[int] = Field([], description="of one image: channels, then voxels by axis; empty: from the data")
+    classes: list[str] = Field(
+        [], description="of the classes, or of the masks' labels with the background first; empty: from the data"
+    )
+
+    standardize: bool = Field(
+        True, description="what the network sees has mean 0 and spread 1; false for images in units of their own"
+    )
+
+    # What it is trained by and judged with.
+    loss: str = Field("", description="empty: cross_entropy, mse, dice_ce, mse by task; others: see the documentation")
+    class_weights: list[float] | Literal["balanced"] = Field(
+        [], description="of the cross-entropy, by class; balanced: inverse to their frequency in the cohort"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross-entropy of classification")
+    label_scale: list[float] = Field(
+        [], description="regression: mean and spread the network learns its target in; empty: those of the labels"
+    )
+    threshold: float = Field(0.5, gt=0, lt=1, description="two classes: probability from which the second one is said")
+    surface_metrics: bool = Field(True, description="segmentation: also distances between surfaces, which take time")
+    output_dir: Path | None = Field(
+        None, description="where predict writes images; default: the folder predictions of the split"
+    )
+    inference: InferenceOptions = Field(
+        default_factory=InferenceOptions,  # type: ignore[arg-type]
+        description="whole images: windows, slices, mirror images",
+    )
+
+    @model_validator(mode="after")
+    def _loss_of_the_task(self) -> BrainOptions:
+        if self.loss and self.loss not in LOSSES[self.task]:
+            raise ValueError(f"loss {self.loss!r} is not one of {self.task}: {', '.join(LOSSES[self.task])}")
+        if self.label_scale and (len(self.label_scale) != 2 or self.label_scale[1] <= 0):
+            raise ValueError("label_scale is two numbers, the mean and a spread above 0")
+        return self
+
+    @property
+    def loss_name(self) -> str:
+        """The loss that is meant."""
+        return self.loss or LOSSES[self.task][0]

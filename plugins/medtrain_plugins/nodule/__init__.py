@@ -1,0 +1,1 @@
+"""PIVOT: lung nodules in chest CT."""

@@ -1,0 +1,78 @@
+"""From Hounsfield units to what the network sees: one transform, stored with the run and used again at inference.
+
+A fixed window, never the volume's own minimum and maximum: a piece of metal must not darken the lungs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from medtrain.errors import ConfigError
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """Clips to `window` (HU) and maps it linearly to `target`; raises ConfigError for empty or endless ranges."""
+
+    window: tuple[float, float] = (-1000.0, 400.0)
+    target: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        for name in ("window", "target"):
+            given = getattr(self, name)
+            try:
+                low, high = (float(value) for value in given)
+            except (TypeError, ValueError):
+                raise ConfigError(f"intensity {name} {given!r}: give two numbers, lower and upper") from None
+            if not (np.isfinite(low) and np.isfinite(high) and low < high):
+                raise ConfigError(f"intensity {name} {given!r}: the first number must be below the second")
+            object.__setattr__(self, name, (low, high))
+
+    def __call__(self, hu: npt.ArrayLike) -> Array:
+        """HU of any shape -> float32 of that shape within `target`."""
+        low, high = self.window
+        bottom, top = self.target
+        # A copy in any case: the source may be a prepared volume mapped from disk.
+        values = np.array(hu, dtype=np.float32)
+        np.clip(values, low, high, out=values)
+        values -= np.float32(low)
+        values *= np.float32((top - bottom) / (high - low))
+        values += np.float32(bottom)
+        return values
+
+    def to_hu(self, values: npt.ArrayLike) -> Array:
+        """The inverse within the window, for pictures: float32 HU."""
+        low, high = self.window
+        bottom, top = self.target
+        return ((np.asarray(values, dtype=np.float32) - bottom) * ((high - low) / (top - bottom)) + low).astype(
+            np.float32
+        )
+
+    def clipped_fraction(self, hu: npt.ArrayLike) -> float:
+        """The share of voxels outside the window."""
+        values = np.asarray(hu)
+        low, high = self.window
+        return float(np.mean((values < low) | (values > high))) if values.size else 0.0
+
+    @classmethod
+    def of_centre(cls, centre: float, width: float, target: tuple[float, float] = (0.0, 1.0)) -> Intensity:
+        """From a window as radiologists name it, such as -600 / 1500 for lungs."""
+        return cls((centre - width / 2, centre + width / 2), target)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON; `from_dict` takes it back."""
+        return {name: list(values) for name, values in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Intensity:
+        """Raises ConfigError for keys that are none of these."""
+        unknown = set(stored) - {"window", "target"}
+        if unknown:
+            raise ConfigError(f"intensity: unknown keys {', '.join(sorted(unknown))}; it has window and target")
+        return cls(**{name: tuple(values) for name, values in stored.items()})

@@ -1,0 +1,162 @@
+"""The thread that speaks with W&B, so that the training never waits for it."""
+
+from __future__ import annotations
+
+import math
+import os
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .tracker import describe, warn
+from .values import numbers
+from .wandb_files import logged_epochs
+
+if TYPE_CHECKING:
+    from medtrain import Run
+
+    from .options import WandBOptions
+
+GRACE = 30.0  # seconds beyond the time limit, for turning to offline mode
+
+
+class Session(threading.Thread):
+    """One W&B run of one process: everything is handed over with `put` and `close`, and done in this thread.
+
+    failed: called with the exception that ends the session early.
+    """
+
+    def __init__(
+        self, run: Run, settings: WandBOptions, run_id: str, folder: Path, failed: Callable[[Exception], None]
+    ) -> None:
+        super().__init__(name="medtrain-wandb", daemon=True)
+        # W&B's reports to its makers would hold up the end of the process for half a minute where nobody answers.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        # Imported here and not in the thread: loader processes may be forked at any moment from now on.
+        import wandb
+
+        assert run.maps is not None
+        self.wandb: Any = wandb
+        self.run_id, self.folder, self.failed = run_id, folder, failed
+        self.settings = settings
+        self.warn: Callable[[str], None] = lambda message: warn(run, message)
+        directory = run.maps.path.parent.resolve().name
+        self.facts: dict[str, Any] = {
+            "name": settings.name or (f"{directory} split {run.split}" if run.split else directory),
+            "group": settings.group or directory,
+            "job_type": "train",
+            "tags": settings.tags,
+            "notes": settings.notes or None,
+            "project": settings.project or os.environ.get("WANDB_PROJECT") or "medtrain",
+            "entity": settings.entity or None,
+            "config": run.config.model_dump(mode="json"),
+        }
+        self.monitor, self.sign = monitored(run)
+        self.best = -math.inf
+        self.exit_code = 0
+        self.items: queue.SimpleQueue[tuple[int, dict[str, float]] | None] = queue.SimpleQueue()
+
+    def put(self, epoch: int, record: Mapping[str, Any]) -> None:
+        """Have the record of an epoch logged, unless W&B has that epoch already."""
+        self.items.put((epoch, numbers(record)))
+
+    def close(self, failed: bool) -> None:
+        """Have the W&B run finished, and wait for that no longer than the limit."""
+        self.exit_code = int(failed)
+        self.items.put(None)
+        self.join(self.settings.timeout + GRACE)
+        if self.is_alive():
+            self.warn(f"W&B: not done after {self.settings.timeout + GRACE:.0f} s, not waited for any longer")
+
+    def run(self) -> None:
+        """Open, log, finish."""
+        try:
+            live, known = self._open()
+            live.define_metric("epoch")
+            live.define_metric("*", step_metric="epoch")
+            while (item := self.items.get()) is not None:
+                self._log(live, known, *item)
+            live.finish(exit_code=self.exit_code)
+        except Exception as error:
+            self.failed(error)
+
+    def _open(self) -> tuple[Any, set[int]]:
+        """The W&B run, offline when online does not work, and the epochs that it has already."""
+        mode = self._choose_mode()
+        if mode == "online":
+            try:
+                live = self._init("online")
+                # Logged under the epoch's number as W&B's step, so the step W&B goes on with tells what it has.
+                return live, set(range(live.step))
+            except Exception as error:
+                files = self.folder / "wandb" / "offline-run-*"
+                self.warn(f"W&B: {describe(error)}; recorded offline, to be uploaded with `wandb sync {files}`")
+                self.wandb.teardown()  # the attempt would hold the id
+                mode = "offline"
+        return self._init(mode), logged_epochs(self.folder, self.run_id)
+
+    def _choose_mode(self) -> str:
+        mode: str = self.settings.mode
+        if mode == "auto":
+            mode = os.environ.get("WANDB_MODE") or ("online" if self._has_api_key() else "offline")
+        elif mode == "online" and not self._has_api_key():
+            self.warn("W&B: no API key is known (`wandb login`, or WANDB_API_KEY); recorded offline")
+            mode = "offline"
+        return mode
+
+    def _has_api_key(self) -> bool:
+        quiet = self.wandb.Settings(silent=True)
+        return has_api_key(self.wandb.setup(settings=quiet).settings.base_url)
+
+    def _init(self, mode: str) -> Any:
+        limit = self.settings.timeout
+        return self.wandb.init(
+            **self.facts,
+            id=self.run_id,
+            resume="allow",
+            mode=mode,
+            dir=self.folder,
+            allow_val_change=True,
+            reinit="create_new",  # a run that the user's own code has open is left alone
+            settings=self.wandb.Settings(
+                init_timeout=limit,
+                finish_timeout=limit,
+                console="off",
+                silent=True,
+                disable_git=True,
+                save_code=False,
+                host="",  # names of machines and people stay here
+                x_disable_meta=True,
+            ),
+        )
+
+    def _log(self, live: Any, known: set[int], epoch: int, values: dict[str, float]) -> None:
+        value = values.get(self.monitor, math.nan)
+        if self.sign * value > self.best:
+            self.best = self.sign * value
+            live.summary.update({f"best/{self.monitor}": value, "best/epoch": epoch})
+        if epoch not in known:
+            live.log({"epoch": epoch, **values}, step=epoch)
+            known.add(epoch)
+
+
+def monitored(run: Run) -> tuple[str, int]:
+    """The value whose best goes into the summary, and 1 when larger is better, -1 when smaller."""
+    name = run.config.validation.monitor.removeprefix("validation/")
+    name = name or next((value for value in run.modes if value != "loss"), "loss")
+    return f"validation/{name}", 1 if run.modes.get(name) == "max" else -1
+
+
+def has_api_key(base_url: str) -> bool:
+    """Whether W&B would find credentials without asking a person."""
+    import netrc
+    from urllib.parse import urlparse
+
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(urlparse(base_url).hostname or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

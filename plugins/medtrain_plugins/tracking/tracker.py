@@ -1,0 +1,118 @@
+"""What every tracker keeps to: only the main process writes, and no failure of a tracker reaches the training."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medtrain import hookimpl
+
+if TYPE_CHECKING:
+    from medtrain import Run
+    from medtrain.config import SectionModel
+
+    from .steps import StepSampler
+
+logger = logging.getLogger("medtrain.tracking")
+
+
+class Tracker:
+    """A tracker as a plugin by name (its options are those of the run) or as an object with options of its own.
+
+    options: the keys of `tracking.<name>`, for an object given to a Trainer: `callbacks=[TensorBoard({"samples": 0})]`.
+    """
+
+    label = "tracker"
+
+    def __init__(self, options: dict[str, Any] | None = None) -> None:
+        self.options = options
+        self.broken = False
+        self.sampler: StepSampler | None = None
+
+    @classmethod
+    def options_model(cls) -> type[SectionModel]:
+        """The pydantic model of the options."""
+        raise NotImplementedError
+
+    @hookimpl
+    def plugin_options(self) -> type[SectionModel]:
+        """The keys of `tracking.<name>`."""
+        return self.options_model()
+
+    def settings(self, run: Run) -> Any:
+        """The validated options, whatever name the plugin was chosen by."""
+        model = self.options_model()
+        if self.options is not None:
+            return model(**self.options)
+        chosen = (options for options in run.config.plugins.values() if isinstance(options, model))
+        return next(chosen, None) or model()
+
+    def watch_steps(self, run: Run, interval: int) -> None:
+        """Have a sampler on the optimizer that the epoch will use."""
+        if self.sampler is not None and self.sampler.optimizer is not run.optimizer:
+            self.unwatch_steps()
+        if self.sampler is None and interval:
+            from .steps import StepSampler
+
+            self.sampler = StepSampler(run, interval, lambda error: self._without_norms(run, error))
+        if self.sampler is not None:
+            self.sampler.begin_epoch()
+
+    def unwatch_steps(self) -> None:
+        """Leave the optimizer alone."""
+        if self.sampler is not None:
+            self.sampler.close()
+        self.sampler = None
+
+    def _without_norms(self, run: Run, error: Exception) -> None:
+        warn(run, f"{self.label}: no gradient norms: {describe(error)}")
+
+    def give_up(self, run: Run, error: BaseException) -> None:
+        """Leave the run alone from now on."""
+        if self.broken:
+            return
+        self.broken = True
+        self.unwatch_steps()
+        warn(run, f"{self.label}: {describe(error)}; the training goes on without it")
+
+
+def tracked(hook: Callable[[Any, Run], None]) -> Callable[[Any, Run], None]:
+    """A lifecycle hook of a tracker: for the main process of a run with a folder, until something fails."""
+
+    @hookimpl
+    @functools.wraps(hook)
+    def call(self: Tracker, run: Run) -> None:
+        if self.broken or not run.is_main_process or run.maps is None:
+            return
+        try:
+            hook(self, run)
+        except Exception as error:  # whatever it is, it is not worth a training run
+            self.give_up(run, error)
+
+    return call
+
+
+def warn(run: Run, message: str) -> None:
+    """Tell people, and the run's log."""
+    logger.warning(message)
+    with suppress(OSError):
+        if run.maps is not None:
+            run.maps.log(message)
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def tracking_folder(run: Run) -> Path:
+    """Where trackers keep their files: `split-<i>/tracking`."""
+    assert run.maps is not None
+    folder = run.maps.path / "tracking"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
