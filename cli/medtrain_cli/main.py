@@ -45,7 +45,11 @@ GROUPS = {
     "runs": "Look at run directories.",
     "weights": "Convert, export and inspect weights.",
     "data": "Make and inspect data.",
+    "data.check": "Check data before they are used.",
+    "data.prepare": "Make data ready for training.",
     "data.synth": "Write synthetic data in a real layout.",
+    "import": "Take over what other programs left.",
+    "saliency": "Show what a model looks at.",
     "benchmark": "Train everything that solves one task, and compare it.",
     "calibrate": "Calibrate trained models.",
 }

@@ -90,7 +90,8 @@ def show(directory: Path, as_json: bool) -> None:
         history = split.history()
         if history:
             minor = ("train/grad_norm", "undefined", "evaluations")
-            columns = [key for key in history[-1] if key not in minor and "/loss_" not in key and "rate_" not in key][:9]
+            parts = ("/loss_", "learning_rate_")
+            columns = [key for key in history[-1] if key not in minor and not any(p in key for p in parts)][:9]
             screen.print(table("", columns, [[record.get(key) for key in columns] for record in history]))
         screen.print(f"checkpoints: {', '.join(path.name for path in split.checkpoints()) or 'none'}")
 

@@ -57,7 +57,7 @@ def read_run(path: Path, name: str, group: str, split: int | None = None) -> Fin
         "status": chosen[0].status()["status"],
         **{key: metrics.get(key) for key in ("checkpoint", "epoch", "step", "samples")},
     }
-    return FinishedRun(name, path, facts, _metrics_of(trainer, chosen[0].membership(), path), rows, participants)
+    return FinishedRun(name, path, facts, _metrics_of(trainer, chosen[0], path), rows, participants)
 
 
 def _evaluated(trainer: Trainer, folder: SplitFolder, group: str) -> Found:
@@ -109,10 +109,10 @@ def _read_evaluation(folder: SplitFolder, group: str) -> Found | None:
     return metrics, *found
 
 
-def _metrics_of(trainer: Trainer, recorded: dict[str, Any], path: Path) -> list[Metric]:
-    config = trainer.config.with_fresh_model()
+def _metrics_of(trainer: Trainer, folder: SplitFolder, path: Path) -> list[Metric]:
+    config = trainer.config_of(folder).with_fresh_model()
     try:
-        return build.build_metrics(config, trainer.plugins, Split({}, about=recorded["about"]))
+        return build.build_metrics(config, trainer.plugins, Split({}, about=folder.membership()["about"]))
     except MedtrainError:
         raise
     except Exception as error:  # whatever a plugin does with data that are not there

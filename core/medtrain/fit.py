@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -12,24 +11,22 @@ from typing import Any
 
 import torch
 
-from medtrain import build, callbacks, checkpoint
+from medtrain import build, callbacks, checkpoint, snapshot
+from medtrain.budget import Budget
 from medtrain.build import Monitor
-from medtrain.checkpoint import Checkpoint
 from medtrain.data import Loader, Split
-from medtrain.errors import CheckpointError, ConfigError, HookError, Interrupted, MedtrainError, Preempted
-from medtrain.keeping import LAST, Keeper, Ranking, kept
+from medtrain.errors import ConfigError, HookError, Interrupted, MedtrainError, Preempted
+from medtrain.keeping import LAST, Keeper, Mark, Ranking, kept
 from medtrain.loop import Engine, StopSignal, Totals, batches, check_finite, evaluate_group, train_epoch
 from medtrain.maps import SplitFolder
 from medtrain.metrics import Evaluation
-from medtrain.model import training_mode, unwrap
+from medtrain.model import training_mode
+from medtrain.pausing import Interruptions
 from medtrain.plugins import Plugins, check
 from medtrain.run import Run
-from medtrain.signals import Signals
 from medtrain.stages import ScaledSchedule
-from medtrain.weights import load_state
 
 STATUS_SECONDS = 1.0
-PAUSE_SECONDS = 1.0  # between two looks at whether the run is to pause, or to go on
 
 
 class Fit:
@@ -53,12 +50,10 @@ class Fit:
         self.finished = ""
         self.saved_at: tuple[int, int] | None = None
         self.digest = split.digest()
-        self.signals = Signals()
-        self._status_at = self._control_at = 0.0
-        # Evaluations within the epoch under way; the run's budget, and why it is spent.
-        self.evaluations: list[dict[str, Any]] = []
-        self.spent = ""
-        self.seconds, self._started = 0.0, time.monotonic()
+        self.interruptions = Interruptions(self.world, folder)
+        self.budget = Budget(self.config.optimization, self.world)
+        self._status_at = 0.0
+        self.evaluations: list[dict[str, Any]] = []  # within the epoch under way
         # The data under way: those of the stage, once it has begun.
         self.staged = self.config
         self.stage: int | None = None
@@ -69,6 +64,11 @@ class Fit:
     def best(self) -> Ranking:
         """The monitored value so far."""
         return self.keeper.rankings[self.monitor.name]
+
+    @property
+    def samples_per_step(self) -> int:
+        """Of an optimizer step, over all processes."""
+        return self.loader.global_batch * self.engine.accumulation_steps
 
     def start(self, resumed: bool) -> None:
         """Say in the log and the status that this split is in training."""
@@ -84,17 +84,17 @@ class Fit:
     def go(self) -> None:
         """Train to the end. Raises Interrupted or Preempted after a checkpoint, DivergedError, HookError."""
         run = self.run
-        with self.signals:
+        with self.interruptions.signals:
             try:
                 self._call("on_run_start")
-                while run.epoch < run.num_epochs and not self.finished and not self._is_spent():
+                while run.epoch < run.num_epochs and not self.finished and not self.budget.is_spent(run.step):
                     self._epoch()
-                if self.spent and self.first_step:
+                if self.budget.spent and self.first_step:
                     self._close_partly()
                 self._save(LAST, only_if_newer=True)
                 if self.world.is_main:
                     self.keeper.finish()
-                self._status("completed", reason=self.finished or self.spent or "all epochs done")
+                self._status("completed", reason=self.finished or self.budget.spent or "all epochs done")
                 self._call("on_run_end")
             except BaseException as error:
                 self._fail(error)
@@ -103,7 +103,7 @@ class Fit:
 
     def _epoch(self) -> None:
         run = self.run
-        self._enter_stage()
+        self.enter_stage()
         if self.engine.transfer.is_due(run.epoch):
             self.engine.transfer.unfreeze(self.engine)
         self._call("on_epoch_start")
@@ -115,14 +115,10 @@ class Fit:
         if self.world.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.world.device)
         started, first_step = time.perf_counter(), self.first_step
-        if (
-            first_step
-            and self._step_is_evaluated(first_step)
-            and not any(done["step"] == run.step for done in self.evaluations)
-        ):
-            self._evaluate_step()  # left before it was done
+        if first_step and self._step_is_evaluated(first_step) and not self._is_evaluated():
+            self._after_step(first_step)  # left before it was done
         self._train(first_step)
-        if self.world.any(self._signalled()):
+        if self.interruptions.is_leaving():
             raise StopSignal
         self.first_step = run.progress["done"]
         check_finite(run, self.world, self.totals)
@@ -130,8 +126,9 @@ class Fit:
             return  # the budget is spent
         trained = time.perf_counter()
         record = self._record()
-        evaluated = self._validate(record)
-        is_best = self._judge(evaluated)
+        evaluation = self._evaluate(record) if self._epoch_is_evaluated() else None
+        is_best = evaluation is not None and self._judge(evaluation, run.epoch + 1)
+        self._advance_schedule(evaluation)
         run.metrics = record
         within = run.progress["evaluation_seconds"]
         timing = self._timing(trained - started - within, time.perf_counter() - trained + within, first_step)
@@ -146,7 +143,7 @@ class Fit:
             "stage": "training",
             "done": self.first_step,
             "totals": self.totals,
-            "samples_per_step": self.loader.global_batch * self.engine.accumulation_steps,
+            "samples_per_step": self.samples_per_step,
             "waiting_seconds": 0.0,
             "evaluation_seconds": 0.0,
         }
@@ -178,25 +175,15 @@ class Fit:
         if not here:
             self._begin_progress()
         record = self._record()
-        self._validate(record, now=True)
+        if self._is_evaluated():
+            record |= {name: value for name, value in self.evaluations[-1].items() if name != "step"}
+        elif self.validation is not None:
+            self._evaluate(record)  # of the budget's making: it ranks nowhere, a longer run would not have had it
         run.metrics = record
         if self.world.is_main:
             self.folder.append_history(record)
         if here:
             self._call("on_epoch_end")
-
-    def _is_spent(self) -> bool:
-        """Whether the run's budget of steps or seconds is; all processes agree."""
-        settings = self.config.optimization
-        self.spent = ""
-        if settings.max_steps is not None and self.run.step >= settings.max_steps:
-            self.spent = f"optimization.max_steps = {settings.max_steps} done"
-        elif settings.max_seconds is not None and self.world.any(self._trained_seconds() >= settings.max_seconds):
-            self.spent = f"optimization.max_seconds = {settings.max_seconds:g} spent"
-        return bool(self.spent)
-
-    def _trained_seconds(self) -> float:
-        return self.seconds + time.monotonic() - self._started
 
     def _train(self, first_step: int) -> None:
         """The steps of the epoch, with the pauses that are asked for between them."""
@@ -204,44 +191,59 @@ class Fit:
         while True:
             try:
                 train_epoch(
-                    self.run, self.engine, self.loader, self.totals, first_step, self._after_step, self._stop_asked
+                    self.run,
+                    self.engine,
+                    self.loader,
+                    self.totals,
+                    first_step,
+                    self._after_step,
+                    self.interruptions.asked,
                 )
                 return
             except StopSignal:
-                if self.world.any(self._signalled()):
+                if self.interruptions.is_leaving():
                     raise
                 self._pause()
                 first_step = self.run.progress["done"]
 
-    def _validate(self, record: dict[str, Any], now: bool = False) -> Evaluation | None:
-        """Evaluate the validation group when it is due (now: it is), into the record."""
+    def _epoch_is_evaluated(self) -> bool:
+        """Whether an evaluation is due at the end of this epoch."""
         run, settings = self.run, self.config.optimization
+        if self.validation is None:
+            return False
         interval, every = settings.evaluation_interval, settings.evaluation_every_n_steps
-        due = (run.epoch + 1) % interval == 0 or run.epoch + 1 == run.num_epochs if interval else False
-        due = due or now or bool(every and run.step % every == 0)
-        return self._evaluate(record) if due and self.validation is not None else None
+        if interval and ((run.epoch + 1) % interval == 0 or run.epoch + 1 == run.num_epochs):
+            return True
+        return bool(every and run.step % every == 0)
 
     def _step_is_evaluated(self, done: int) -> bool:
         """Whether an evaluation is due after the step, and not left to the end of the epoch."""
         every = self.config.optimization.evaluation_every_n_steps
         return bool(every and self.run.step % every == 0 and done < self.run.steps_per_epoch)
 
-    def _evaluate_step(self) -> None:
-        """Evaluate within the epoch; it is kept with the epoch's record, and decides about no checkpoint."""
+    def _is_evaluated(self) -> bool:
+        """Whether the model as it stands was evaluated within the epoch."""
+        return bool(self.evaluations) and self.evaluations[-1]["step"] == self.run.step
+
+    def _evaluate_step(self) -> bool:
+        """Evaluate within the epoch, for the epoch's record; True when this model is among the best so far."""
         if self.validation is None:
-            return
+            return False
         started, record = time.perf_counter(), {"step": self.run.step}
-        self._evaluate(record)
+        is_best = self._judge(self._evaluate(record), self.run.epoch)
         self.evaluations.append(record)
         training_mode(self.engine.model)
         self.run.progress["stage"] = "training"
         self.run.progress["evaluation_seconds"] += time.perf_counter() - started
+        return is_best
 
     def _evaluate(self, record: dict[str, Any]) -> Evaluation:
         run = self.run
         assert self.validation is not None
         run.progress["stage"] = "validation"
-        run.evaluation = evaluate(run, self.engine, self.plugins, self.validation, "validation", self._signalled)
+        run.evaluation = evaluate(
+            run, self.engine, self.plugins, self.validation, "validation", self.interruptions.signalled
+        )
         record |= {f"validation/{name}": value for name, value in run.evaluation.metrics.items()}
         if reasons := run.evaluation.reasons:
             record["undefined"] = {f"validation/{name}": reason for name, reason in reasons.items()}
@@ -249,16 +251,16 @@ class Fit:
         self._call("on_evaluate_end")
         return run.evaluation
 
-    def _judge(self, evaluation: Evaluation | None) -> bool:
-        """Best models and schedule; True when this model is among the best so far."""
-        schedule = self.engine.schedule
-        if evaluation is None:
-            schedule.after_epoch(None)
-            return False
+    def _judge(self, evaluation: Evaluation, epochs: int) -> bool:
+        """Whether this model is among the best so far. epochs: how many are done in its checkpoint."""
+        run = self.run
         values = {name: self._value(evaluation, name) for name in self.keeper.rankings}
-        is_best = self.keeper.judge(values, self.run.epoch)
-        schedule.after_epoch(self._value(evaluation, getattr(schedule, "metric", "") or self.monitor.name))
-        return is_best
+        return self.keeper.judge(values, Mark(epochs, run.step), run.epoch)
+
+    def _advance_schedule(self, evaluation: Evaluation | None) -> None:
+        schedule = self.engine.schedule
+        followed = getattr(schedule, "metric", "") or self.monitor.name
+        schedule.after_epoch(None if evaluation is None else self._value(evaluation, followed))
 
     def _value(self, evaluation: Evaluation, name: str) -> float:
         if name not in evaluation.metrics:
@@ -287,41 +289,23 @@ class Fit:
 
     def _after_step(self, done: int) -> bool:
         """Evaluation and checkpoints within an epoch; True when the budget is spent within it."""
-        settings, step, budget = self.config.checkpoint, self.run.step, self.config.optimization
-        if budget.evaluation_every_n_steps and self._step_is_evaluated(done):
-            self._evaluate_step()
+        settings, step = self.config.checkpoint, self.run.step
+        is_best = self._step_is_evaluated(done) and self._evaluate_step()
         keep = settings.every_n_steps and step % settings.every_n_steps == 0
-        if keep or (settings.last_every_n_steps and step % settings.last_every_n_steps == 0):
+        if is_best or keep or (settings.last_every_n_steps and step % settings.last_every_n_steps == 0):
             self.first_step = done
             assert self.totals is not None
             check_finite(self.run, self.world, self.totals)
-            self._save(LAST, *([f"step-{step:08d}"] if keep else []))
-        if budget.max_steps is None and budget.max_seconds is None:
-            return False
-        return done < self.run.steps_per_epoch and self._is_spent()
-
-    def _signalled(self) -> bool:
-        return self.signals.pending != 0
-
-    def _stop_asked(self) -> bool:
-        """Whether to leave the epoch: for good, or (the main process says so) for a pause."""
-        if self.signals.pending:
-            return True
-        now = time.monotonic()
-        if not self.world.is_main or now - self._control_at < PAUSE_SECONDS:
-            return False
-        self._control_at = now
-        return self.folder.is_to_pause()
+            self._save(LAST, *([f"step-{step:08d}"] if keep else []), is_best=is_best)
+        return self.budget.limited and done < self.run.steps_per_epoch and self.budget.is_spent(step)
 
     def _pause(self) -> None:
-        """Wait between two steps until the control file is gone. Raises StopSignal."""
+        """Wait between two steps until the run is to go on. Raises StopSignal."""
         self._status("paused")
         if self.world.is_main:
             self.folder.log(f"paused at step {self.run.step}")
-        while self.world.any(self.world.is_main and self.folder.is_to_pause()):
-            time.sleep(PAUSE_SECONDS / 4)
-            if self.world.any(self._signalled()):
-                raise StopSignal
+        if not self.interruptions.wait():
+            raise StopSignal
         self._status("running")
         if self.world.is_main:
             self.folder.log("going on")
@@ -336,7 +320,7 @@ class Fit:
         run.checkpoint = folder
         self.saved_at = (run.step, run.epoch)
         if self.world.is_main:
-            checkpoint.write(folder, self._checkpoint(totals))
+            checkpoint.write(folder, snapshot.take(self, totals))
             for copy in copies:
                 checkpoint.link(folder, self.folder.checkpoint(copy))
             if is_best:
@@ -344,97 +328,7 @@ class Fit:
             self.keeper.prune()
         self._call("on_checkpoint")
 
-    def _checkpoint(self, totals: Totals | None) -> Checkpoint:
-        engine, run = self.engine, self.run
-        model = unwrap(engine.plain).state_dict()
-        state: dict[str, Any] = {
-            "optimizer": engine.optimizer.state_dict(),
-            "schedule": engine.schedule.state_dict(),
-            "scaler": engine.scaler.state_dict() if engine.scaler else None,
-            "totals": None if totals is None else totals.state_dict(),
-            "best": self.keeper.state_dict(),
-            "evaluations": self.evaluations,
-            "skipped": engine.skipped,
-            "frozen": engine.transfer.frozen,
-            "plugins": {
-                plugin.name: plugin.plugin.state_dict()
-                for plugin in self.plugins.loaded
-                if hasattr(plugin.plugin, "state_dict")
-            },
-        }
-        if engine.ema is not None:
-            state["ema"] = {"training_model": model, "n_averaged": engine.ema.n_averaged}
-            model = unwrap(engine.ema.module).state_dict()
-        facts = {
-            "step": run.step,
-            "epoch": run.epoch,
-            "steps_into_epoch": self.first_step,
-            "global_batch": self.loader.global_batch * engine.accumulation_steps,
-            "membership": self.digest,
-            "finished": self.finished,
-            "seconds": round(self._trained_seconds(), 3),
-            "stop_requested": "" if self.finished else run.stop_requested,
-        }
-        texts = {
-            "config.toml": self.config.to_toml(),
-            "split.json": (self.folder.path / "split.json").read_text(encoding="utf-8"),
-        }
-        return Checkpoint(model, state, facts, texts)
-
-    def restore(self, saved: Checkpoint) -> None:
-        """Take up the state of a checkpoint; what was recorded after it is forgotten."""
-        run, engine, facts = self.run, self.engine, saved.facts
-        if facts["membership"] != self.digest:
-            raise CheckpointError(
-                "the data are not those of the checkpoint: the groups have other members now; "
-                f"{self.folder.path / 'split.json'} lists the ones it was trained on"
-            )
-        run.step, run.epoch = facts["step"], facts["epoch"]
-        self.first_step = facts["steps_into_epoch"]
-        self._enter_stage()
-        here = self.loader.global_batch * engine.accumulation_steps
-        if facts["steps_into_epoch"] and facts["global_batch"] != here:
-            raise CheckpointError(
-                f"the checkpoint lies in the middle of an epoch of {facts['global_batch']} samples per step, this run "
-                f"has {here}: resume with the same number of processes and batch size, or from the end of an epoch"
-            )
-        state = saved.state
-        weights = saved.model
-        if engine.ema is not None:
-            load_state(unwrap(engine.ema.module), saved.model, "checkpoint")
-            engine.ema.n_averaged.copy_(state["ema"]["n_averaged"])
-            weights = state["ema"]["training_model"]
-        load_state(unwrap(engine.plain), weights, "checkpoint")
-        if engine.transfer.frozen and not state["frozen"]:
-            engine.transfer.unfreeze(engine)
-        engine.optimizer.load_state_dict(state["optimizer"])
-        engine.schedule.load_state_dict(state["schedule"])
-        if engine.scaler:
-            engine.scaler.load_state_dict(state["scaler"])
-        for plugin in self.plugins.loaded:
-            if plugin.name in state["plugins"]:
-                plugin.plugin.load_state_dict(state["plugins"][plugin.name])
-        self.keeper.load_state_dict(state["best"])
-        self.evaluations, engine.skipped = state.get("evaluations", []), state.get("skipped", 0)
-        self.seconds, self._started = facts.get("seconds", 0.0), time.monotonic()
-        run.stop_requested = facts["stop_requested"]
-        # Early stopping ended the run for good; running out of epochs did not: more may have been asked for.
-        self.finished = facts["finished"]
-        if state["totals"] is not None:
-            self.totals = Totals.from_state(state["totals"], self.world)
-        if self.world.is_main:
-            self._forget_later(facts["step"])
-        self.world.barrier()
-
-    def _forget_later(self, step: int) -> None:
-        run, keeper = self.run, self.keeper
-        self.folder.cut_history(run.epoch)
-        keeper.forget_later(step)
-        if run.epoch and not self.first_step:
-            keeper.give_names(step, run.epoch)
-        keeper.arrange()
-
-    def _enter_stage(self) -> None:
+    def enter_stage(self) -> None:
         """When the epoch belongs to another stage than the data: that stage's data and learning rate."""
         run, stages = self.run, self.engine.stages
         if not stages or stages.index(run.epoch) == self.stage:
@@ -491,7 +385,7 @@ class Fit:
 
     def _timing(self, training: float, evaluation: float, first_step: int) -> dict[str, Any]:
         steps = self.run.progress["done"] - first_step
-        samples = steps * self.loader.global_batch * self.engine.accumulation_steps
+        samples = steps * self.samples_per_step
         return {
             "epoch": self.run.epoch,
             "training_seconds": training,
@@ -510,7 +404,12 @@ class Fit:
                 epoch=run.epoch,
                 num_epochs=run.num_epochs,
                 step=run.step,
-                best={"name": self.monitor.name, "value": self.best.best, "epoch": self.best.epoch},
+                best={
+                    "name": self.monitor.name,
+                    "value": self.best.best,
+                    "epoch": self.best.epoch,
+                    "step": self.best.step,
+                },
                 **facts,
             )
 
@@ -521,7 +420,7 @@ class Fit:
             self.first_step = run.progress["done"]
             check_finite(run, self.world, self.totals or Totals())
             self._save(LAST)
-            error = self._signal_error()
+            error = self.interruptions.error(run.step)
         elif isinstance(error, HookError) and run.step and self.saved_at != (run.step, run.epoch) and not self.several:
             # Of several processes perhaps only this one failed: the others would not come to gather the totals.
             self.first_step = run.progress.get("done", self.first_step) if self.totals is not None else 0
@@ -543,13 +442,6 @@ class Fit:
             self._save(LAST)
         except HookError as error:
             self.folder.log(str(error))
-
-    def _signal_error(self) -> MedtrainError:
-        number = signal.SIGINT if self.world.any(self.signals.pending == signal.SIGINT) else signal.SIGTERM
-        where = f"checkpoint written at step {self.run.step}; go on with `medtrain resume {self.folder.path.parent}`"
-        if number == signal.SIGINT:
-            return Interrupted(f"interrupted; {where}")
-        return Preempted(f"asked to leave; {where}")
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
@@ -580,7 +472,7 @@ def evaluate(
 def restore_from(fit: Fit, path: Path) -> list[str]:
     """Restore a checkpoint folder, or its predecessor when it is damaged; returns what was wrong."""
     saved, problems = checkpoint.read_newest(path)
-    fit.restore(saved)
+    snapshot.restore(fit, saved)
     return problems
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from medtrain import checkpoint
 from medtrain.config import CheckpointSection
@@ -15,29 +15,48 @@ from medtrain.maps import SplitFolder
 LAST = "last"
 
 
+class Mark(NamedTuple):
+    """Which state of the run a checkpoint is: epochs that are complete in it, and optimizer steps."""
+
+    epochs: int
+    step: int
+
+
+class Place(NamedTuple):
+    """A value in a ranking, the epoch (from 0) it was found in, and the state it belongs to."""
+
+    value: float
+    epoch: int
+    mark: Mark
+
+
 class Ranking:
     """The best k values of one name so far, best first. NaN never enters, and an equal value ranks behind."""
 
     def __init__(self, mode: Literal["max", "min"], size: int = 1) -> None:
         self.mode, self.size = mode, size
-        self.entries: list[tuple[float, int]] = []
+        self.entries: list[Place] = []
 
     @property
     def best(self) -> float | None:
-        return self.entries[0][0] if self.entries else None
+        return self.entries[0].value if self.entries else None
 
     @property
     def epoch(self) -> int | None:
-        return self.entries[0][1] if self.entries else None
+        return self.entries[0].epoch if self.entries else None
 
-    def update(self, value: float, epoch: int) -> bool:
-        """Take the value of an epoch; True when it is among the best."""
+    @property
+    def step(self) -> int | None:
+        return self.entries[0].mark.step if self.entries else None
+
+    def update(self, value: float, epoch: int, mark: Mark) -> bool:
+        """Take a value; True when it is among the best."""
         if math.isnan(value):
             return False
-        better = [held for held, _ in self.entries if not self._improves(value, held)]
+        better = [place for place in self.entries if not self._improves(value, place.value)]
         if len(better) >= self.size:
             return False
-        self.entries.insert(len(better), (value, epoch))
+        self.entries.insert(len(better), Place(value, epoch, mark))
         del self.entries[self.size :]
         return True
 
@@ -45,10 +64,11 @@ class Ranking:
         return value > held if self.mode == "max" else value < held
 
     def state_dict(self) -> dict[str, Any]:
-        return {"entries": [[value, epoch] for value, epoch in self.entries]}
+        return {"entries": [[value, epoch, *mark] for value, epoch, mark in self.entries]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.entries = [(value, epoch) for value, epoch in state["entries"]][: self.size]
+        entries = [Place(value, epoch, Mark(*mark)) for value, epoch, *mark in state["entries"]]
+        self.entries = entries[: self.size]
 
 
 class Keeper:
@@ -68,9 +88,9 @@ class Keeper:
         monitored = next(iter(values))
         self.kept_values = [name for name in values if name != monitored or settings.best or name in settings.metrics]
 
-    def judge(self, metrics: dict[str, float], epoch: int) -> bool:
-        """Take an epoch's values; True when the epoch is worth a checkpoint of its own."""
-        placed = {name for name, ranking in self.rankings.items() if ranking.update(metrics[name], epoch)}
+    def judge(self, metrics: dict[str, float], mark: Mark, epoch: int) -> bool:
+        """Take the values of an evaluation; True when its model is worth a checkpoint of its own."""
+        placed = {name for name, ranking in self.rankings.items() if ranking.update(metrics[name], epoch, mark)}
         return bool(placed & set(self.kept_values))
 
     def epoch_names(self, epochs: int) -> list[str]:
@@ -96,31 +116,31 @@ class Keeper:
         """
         if not self.kept_values:
             return
-        held = self._epochs_on_disk()
+        held = self._marks_on_disk()
         for value in self.kept_values:
             places = [self.folder.checkpoint(name) for name in self.best_names(value)]
-            wanted = [epoch + 1 for _, epoch in self.rankings[value].entries]
+            wanted = [place.mark for place in self.rankings[value].entries]
             moves = []
-            for number, (place, epochs) in enumerate(zip(places, wanted, strict=False)):
-                if held.get(place) == epochs:
+            for number, (place, mark) in enumerate(zip(places, wanted, strict=False)):
+                if held.get(place) == mark:
                     continue
-                source = next((path for path, there in held.items() if there == epochs), None)
+                source = next((path for path, there in held.items() if there == mark), None)
                 if source is not None:
-                    moves.append((number, source, place, epochs))
+                    moves.append((number, source, place, mark))
             # The order of the survivors is that of the values, before as after: what moves up goes first, from the
             # top, then what moves down, from the bottom; so nothing is overwritten that is still to be moved.
             up = [move for move in moves if move[1] in places[move[0] + 1 :]]
             down = [move for move in moves if move not in up]
-            for _, source, place, epochs in [*up, *reversed(down)]:
+            for _, source, place, mark in [*up, *reversed(down)]:
                 checkpoint.link(source, place)
-                held[place] = epochs
+                held[place] = mark
             for number, place in enumerate(places):
                 if place in held and (number >= len(wanted) or held[place] != wanted[number]):
                     checkpoint.remove(place)
                     del held[place]
 
-    def _epochs_on_disk(self) -> dict[Path, int]:
-        """Checkpoints of ends of epochs, with the number of epochs done; `last` first, which is the newest."""
+    def _marks_on_disk(self) -> dict[Path, Mark]:
+        """What the checkpoints are of; `last` first, which is the newest."""
         found = {}
         paths = [path.parent for path in self.folder.path.glob(f"[!.]*/{checkpoint.MANIFEST}")]
         for path in sorted(paths, key=lambda path: (path.name != LAST, path.name)):
@@ -128,8 +148,7 @@ class Keeper:
                 manifest = checkpoint.read_manifest(path)
             except CheckpointError:  # a damaged one is no source; whoever wants it will be told
                 continue
-            if not manifest["steps_into_epoch"]:
-                found[path] = int(manifest["epoch"])
+            found[path] = Mark(int(manifest["epoch"]), int(manifest["step"]))
         return found
 
     def prune(self) -> None:

@@ -30,7 +30,7 @@ def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimize
     Raises ConfigError for names that torch.optim does not have, and for options that the class does not take.
     """
     settings = config.optimization
-    cls = optimizer_class(settings.optimizer)
+    cls: Any = optimizer_class(settings.optimizer)
     known = [name for name in inspect.signature(cls).parameters if name not in ("params", "lr", "weight_decay")]
     for name in settings.options:
         if name in OWN_KEYS:
@@ -47,9 +47,10 @@ def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimize
             logger.warning("%s has no weight decay: optimization.weight_decay is not used", cls.__name__)
     options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.options.items()}
     try:
-        return cls(groups, lr=settings.learning_rate, **options)
+        made: torch.optim.Optimizer = cls(groups, lr=settings.learning_rate, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"optimization: {cls.__name__} cannot be made with these options: {error}") from None
+    return made
 
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:

@@ -28,14 +28,16 @@ def read_config(path: Path, plugins: Sequence[Any], assignments: Sequence[str], 
     return layers.build(options)
 
 
-def refuse_other_settings(path: Path, config: RunConfig) -> None:
-    """UsageError when a run directory was made with another configuration than this one."""
+def refuse_other_settings(path: Path, asked: str, sections: Sequence[str] | None = None) -> None:
+    """UsageError when a recorded configuration is another than this one; sections: all, or only those."""
     if not path.is_file():
         return
-    recorded, asked = _flat(read_toml(path)[1]), _flat(tomli.loads(config.to_toml()))
-    changed = [key for key in sorted({*recorded, *asked}) if recorded.get(key) != asked.get(key)]
+    recorded, wanted = _flat(read_toml(path)[1]), _flat(tomli.loads(asked))
+    changed = [key for key in sorted({*recorded, *wanted}) if recorded.get(key) != wanted.get(key)]
+    if sections is not None:
+        changed = [key for key in changed if key.partition(".")[0] in sections]
     if changed:
-        told = [f"{key} = {recorded.get(key)} there, {asked.get(key)} here" for key in changed]
+        told = [f"{key} = {recorded.get(key)} there, {wanted.get(key)} here" for key in changed]
         raise UsageError(
             f"{path.parent}: the folder already holds a run with another configuration; give another --out\n"
             f"{first_lines(told)}"

@@ -123,7 +123,8 @@ def _check_parts(chosen: list[Any], loaded: plugins.Loaded, checks: _Checklist) 
         layers = Layers()
         if demo := plugins.presets(loaded.name).get("demo"):
             layers.add(read_toml(demo)[1], "preset demo")
-        layers.add({"computational": {"device": "cpu"}, "optimization": {"num_epochs": 2}}, "check")
+        settings = {"computational": {"device": "cpu"}, "optimization": {"num_epochs": 2}, "data": {"num_folds": 0}}
+        layers.add(settings, "check")
         config = layers.build({loaded.name: loaded.options()})
         world = distributed.join("cpu")
         data = _few(build.build_split(config, Plugins.of(chosen), world), 3 * config.data.batch_size)

@@ -91,6 +91,7 @@ class Trainer:
             if hasattr(callback, "configure"):
                 config = callback.configure(config)
         self.config = config
+        self._asked = config.to_toml()  # plugins complete their options while they look at the data
         self.overwrite = overwrite
         self.run: Run | None = None
         self.path = Path(maps) if maps is not None else None
@@ -129,7 +130,7 @@ class Trainer:
             callbacks = [*record.rebuild_plugins(recorded.get("callbacks", []), "callbacks"), *(callbacks or ())]
         config = record.read_config(opened.config_file, named, assignments, Plugins.of(named).options())
         trainer = cls(path, plugins=named, callbacks=callbacks, config=config, **arguments)
-        trainer.config = config
+        trainer.config, trainer._asked = config, config.to_toml()
         trainer._assignments = list(assignments)
         return trainer
 
@@ -145,7 +146,7 @@ class Trainer:
         given = None if isinstance(split, int) else split
         index = split if isinstance(split, int) else split.index if isinstance(split, Split) else 0
         config = self.config.with_data(given.feeding) if isinstance(given, Split) else self.config
-        config = computational.apply(config) if computational else config
+        config = (computational.apply(config) if computational else config).model_copy(deep=True)
         world = distributed.join(config.computational.device)
         self.path = world.broadcast(self.path or maps.default_path(config.run.plugins, config.run.name))
         source = world.broadcast(self._where_to_start(index, config) if world.is_main else None)
@@ -153,7 +154,7 @@ class Trainer:
         existed = self.path.exists()
         if world.is_main:
             environment = maps.environment()
-            Maps.create(self.path, self.config.to_toml(), self._plugin_rows(), environment, self._objects())
+            Maps.create(self.path, self._asked, self._plugin_rows(), environment, self._objects())
         world.barrier()
         folder = Maps(self.path).split(index)
         try:
@@ -177,7 +178,7 @@ class Trainer:
         that is possible. A run that ended before its first checkpoint starts over.
         """
         folder = self._opened().split(split_idx)
-        config = self._config_of(folder)
+        config = self.config_of(folder)
         config = computational.apply(config) if computational else config
         if split is None and (recorded := folder.data()) is not None:
             split = record.rebuild_data(recorded, split_idx)
@@ -229,7 +230,7 @@ class Trainer:
         """
         folder = self._opened().split(split_idx)
         recorded = folder.membership()
-        config = self._config_of(folder)
+        config = self.config_of(folder)
         config = computational.apply(config) if computational else config
         world = distributed.join(config.computational.device)
         config = config.with_fresh_model()
@@ -285,7 +286,7 @@ class Trainer:
     ) -> Any:
         """A table of predictions for what the plugin understands as input (a folder, a file)."""
         folder = self._opened().split(split_idx)
-        config = self._config_of(folder)
+        config = self.config_of(folder)
         config = computational.apply(config) if computational else config
         world = distributed.join(config.computational.device)
         config = config.with_fresh_model()
@@ -329,7 +330,7 @@ class Trainer:
             maps.check_creatable(self.path)
             return None
         opened = Maps.open(self.path)
-        record.refuse_other_settings(opened.config_file, self.config)
+        record.refuse_other_settings(opened.config_file, self._asked)
         folder = opened.split(index)
         if self.overwrite or not folder.has_checkpoint():
             folder.erase()
@@ -339,7 +340,7 @@ class Trainer:
                 f"{folder.path}: the folder already holds a run that is complete; resume it with more epochs, evaluate "
                 "it, or give another --out (Trainer: overwrite=True erases it)"
             )
-        record.refuse_other_settings(folder.config_file, config)
+        record.refuse_other_settings(folder.config_file, config.to_toml(), ("data", "run", "computational"))
         return self._find_checkpoint(folder, LAST)
 
     def _assemble(
@@ -416,7 +417,7 @@ class Trainer:
             raise CheckpointError("this trainer has not trained yet: there is no run directory")
         return Maps.open(self.path)
 
-    def _config_of(self, folder: SplitFolder) -> RunConfig:
+    def config_of(self, folder: SplitFolder) -> RunConfig:
         """The configuration a split was trained with, and what was changed since."""
         if not folder.config_file.is_file():
             return self.config

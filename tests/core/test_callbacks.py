@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -26,7 +27,7 @@ from medtrain import (
 )
 from medtrain.checkpoint import read_manifest
 from medtrain.errors import ConfigError, PluginError, Preempted
-from medtrain.keeping import Keeper, Ranking
+from medtrain.keeping import Keeper, Mark, Place, Ranking
 from medtrain.maps import Maps, SplitFolder
 from medtrain.plugins import Plugins
 from toy_plugin import Fit
@@ -256,12 +257,13 @@ def test_the_training_checkpoint_callback(trainer: Callable[..., Trainer]) -> No
 
 def test_a_ranking_keeps_its_order() -> None:
     ranking = Ranking("min", 2)
-    taken = [ranking.update(value, epoch) for epoch, value in enumerate([3.0, math.nan, 3.0, 4.0, 1.0, math.inf])]
+    values = [3.0, math.nan, 3.0, 4.0, 1.0, math.inf]
+    taken = [ranking.update(value, epoch, Mark(epoch + 1, 5 * epoch)) for epoch, value in enumerate(values)]
     assert taken == [True, False, True, False, True, False]
-    assert ranking.entries == [(1.0, 4), (3.0, 0)]
+    assert ranking.entries == [(1.0, 4, (5, 20)), (3.0, 0, (1, 0))]
     other = Ranking("min", 2)
-    other.load_state_dict(ranking.state_dict())
-    assert other.entries == ranking.entries and (other.best, other.epoch) == (1.0, 4)
+    other.load_state_dict(json.loads(json.dumps(ranking.state_dict())))
+    assert other.entries == ranking.entries and (other.best, other.epoch, other.step) == (1.0, 4, 20)
 
 
 def test_folders_are_put_in_order_after_a_crash(toy_run: Callable[..., Path], config: Callable[..., Any]) -> None:
@@ -271,7 +273,7 @@ def test_folders_are_put_in_order_after_a_crash(toy_run: Callable[..., Path], co
     from medtrain import checkpoint
 
     keeper = Keeper(config("checkpoint.top_k=2").checkpoint, folder, {"fit": "max"})
-    keeper.rankings["fit"].entries = [(0.9, 2), (0.8, 0)]
+    keeper.rankings["fit"].entries = [Place(0.9, 2, Mark(3, 9)), Place(0.8, 0, Mark(1, 3))]
     for before in ([], ["epoch-0001", "epoch-0002"], ["epoch-0001", "epoch-0001"], ["epoch-0002"], ["epoch-0003"]):
         for name in keeper.best_names("fit"):
             checkpoint.remove(folder.checkpoint(name))
@@ -396,7 +398,7 @@ def test_misspelt_hooks_of_plain_objects_are_refused() -> None:
 def test_a_run_pauses_and_goes_on(
     trainer: Callable[..., Trainer], outcome: Callable[[Path], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medtrain.fit.PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr("medtrain.pausing.PAUSE_SECONDS", 0.02)
     changes = ("optimization.num_epochs=3", "data.batch_size=4", "data.num_workers=2", "toy_plugin.dropout=0.3")
     whole = trainer("whole", *changes).train().maps
     steps: list[tuple[int, float]] = []
@@ -425,7 +427,7 @@ def test_a_run_pauses_and_goes_on(
 
 
 def test_a_paused_run_obeys_signals(trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medtrain.fit.PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr("medtrain.pausing.PAUSE_SECONDS", 0.02)
 
     class Asks:
         def on_step_end(self, run: Run) -> None:

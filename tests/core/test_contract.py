@@ -52,18 +52,23 @@ PUBLIC = [
     "NONE",
     "Augmentation",
     "BatchMetric",
+    "ComputationalConfig",
     "Data",
     "EarlyStoppingCallback",
     "Evaluation",
+    "KFold",
     "LRSchedulerCallback",
     "Metric",
     "ModelCheckpointCallback",
+    "OptimizationConfig",
     "Plan",
     "Run",
     "RunConfig",
     "Schedule",
     "Section",
+    "SingleSplit",
     "Split",
+    "SupervisedModel",
     "TensorModel",
     "TrainResult",
     "Trainer",
@@ -72,6 +77,10 @@ PUBLIC = [
     "__version__",
     "build_model",
     "hookimpl",
+    "make_kfold",
+    "make_split",
+    "seed_everything",
+    "seed_everything_context",
 ]
 
 KEYS: dict[str, Any] = {
@@ -79,27 +88,52 @@ KEYS: dict[str, Any] = {
     "run.preset": "",
     "run.name": "",
     "run.seed": 0,
+    "run.concurrent_splits": 1,
     "data.table": None,
     "data.images": None,
     "data.batch_size": 8,
     "data.evaluation_batch_size": None,
     "data.num_workers": 0,
+    "data.evaluation_num_workers": None,
+    "data.prefetch_factor": None,
+    "data.persistent_workers": True,
+    "data.pin_memory": None,
+    "data.drop_last": False,
+    "data.sampling": "shuffle",
+    "data.max_batches": None,
     "data.validation_fraction": 0.2,
     "data.test_fraction": 0.1,
+    "data.num_folds": 0,
+    "data.splits": None,
     "optimization.num_epochs": 10,
+    "optimization.max_steps": None,
+    "optimization.max_seconds": None,
+    "optimization.optimizer": "AdamW",
+    "optimization.options": {},
     "optimization.learning_rate": 1e-3,
     "optimization.weight_decay": 1e-2,
+    "optimization.decay_norm_and_bias": True,
     "optimization.groups": [],
+    "optimization.freeze": [],
     "optimization.accumulation_steps": 1,
     "optimization.evaluation_interval": 1,
+    "optimization.evaluation_every_n_steps": 0,
+    "optimization.clip_grad_value": None,
     "optimization.clip_grad_norm": None,
     "optimization.clip_norm_type": 2.0,
+    "optimization.nonfinite": "stop",
+    "optimization.max_skipped": 10,
     "optimization.ema_decay": None,
     "scheduler.name": "none",
+    "scheduler.options": {},
+    "scheduler.interval": "auto",
     "scheduler.warmup_steps": 0,
+    "scheduler.warmup_epochs": 0.0,
     "scheduler.factor": 0.5,
     "scheduler.patience": 5,
     "scheduler.step_size": 10,
+    "scheduler.milestones": [],
+    "scheduler.power": 1.0,
     "scheduler.min_lr": 0.0,
     "validation.monitor": "",
     "checkpoint.every_n_epochs": 0,
@@ -130,15 +164,17 @@ KEYS: dict[str, Any] = {
     "computational.amp": "auto",
     "computational.memory_format": "contiguous",
     "computational.deterministic": False,
+    "computational.benchmark": False,
+    "computational.allow_tf32": None,
     "computational.compile": False,
     "computational.find_unused_parameters": False,
 }
 
 OPTIONS = {
-    "run": "plugin preset config set data images out name epochs seed nproc quiet json dry-run",
+    "run": "plugin preset config set data images out name epochs seed nproc split quiet json dry-run",
     "resume": "split checkpoint set nproc quiet json",
-    "eval": "group data images split checkpoint out json",
-    "predict": "split checkpoint out json",
+    "eval": "group data images split checkpoint out set json",
+    "predict": "split checkpoint out set json",
     "plugins.list": "json probe",
     "plugins.info": "json",
     "plugins.explain": "json",
@@ -147,13 +183,17 @@ OPTIONS = {
     "config.show": "plugin preset config set data images name epochs seed",
     "config.check": "plugin preset config set data images name epochs seed",
     "config.schema": "plugin",
+    "data.split": "out test folds repeats leave-one-out stratify group longitudinal seed json",
     "runs.list": "json",
     "runs.show": "json",
     "runs.pause": "split",
     "runs.continue": "split",
+    "runs.compare": "group split out replicates seed json",
+    "runs.verify": "json",
     "weights.import": "out set json",
     "weights.export": "out checkpoint format json",
     "weights.show": "json",
+    "export": "format out checkpoint check set json",
     "doctor": "json",
 }
 
@@ -188,6 +228,8 @@ def test_public_names() -> None:
 
 def test_keys_and_defaults() -> None:
     config = RunConfig()
+    assert {key.split(".")[0] for key in KEYS} | {"stages", "plugins"} == set(RunConfig.model_fields)
+    assert (config.stages, config.plugins) == ([], {})
     for key, default in KEYS.items():
         section, name = key.split(".")
         assert getattr(getattr(config, section), name) == default, key
@@ -272,8 +314,10 @@ def test_metric_protocol() -> None:
 
 
 def test_schedule_protocol() -> None:
-    assert list(inspect.signature(Plan).parameters) == ["num_epochs", "steps_per_epoch", "monitor", "mode"]
+    fields = ["num_epochs", "steps_per_epoch", "monitor", "mode", "max_steps"]
+    assert list(inspect.signature(Plan).parameters) == fields
     assert Plan(3, 7, "loss", "min").total_steps == 21
+    assert Plan(3, 7, "loss", "min", max_steps=20).total_steps == 20
     for method in ("after_step", "after_epoch", "state_dict", "load_state_dict"):
         assert callable(getattr(Schedule, method))
 

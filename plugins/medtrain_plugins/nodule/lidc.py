@@ -103,7 +103,9 @@ def read_lidc(path: str | Path) -> Reading:
     except ParseError as error:
         raise DataError(f"{path}: is no XML ({error})") from None
     except DefusedXmlException as error:
-        raise DataError(f"{path}: declares entities or a document type ({type(error).__name__}); it is not read") from None
+        raise DataError(
+            f"{path}: declares entities or a document type ({type(error).__name__}); it is not read"
+        ) from None
     if _tag(root) not in ("LidcReadMessage", "IdriReadMessage"):
         raise DataError(f"{path}: its root is {_tag(root)!r}, not LidcReadMessage; is it a reading of LIDC-IDRI?")
     series = _find_text(root, "SeriesInstanceUid") or _find_text(root, "SeriesInstanceUID")
@@ -123,7 +125,9 @@ def read_lidc(path: str | Path) -> Reading:
     return Reading(series, study, tuple(marks), str(path))
 
 
-def cluster_marks(marks: Sequence[Mark], centres: Array, radii: Array, distance: float | None = None) -> list[list[int]]:
+def cluster_marks(
+    marks: Sequence[Mark], centres: Array, radii: Array, distance: float | None = None
+) -> list[list[int]]:
     """Groups of marks (indices) that are one nodule: at most one mark of each reader, nearest pairs joined first.
 
     centres: (N, 3) mm. radii: (N,) mm. distance: the most between two centres in mm; None: the larger of both radii,
@@ -174,7 +178,9 @@ def consensus(
         agreed = indices[counts >= agreement * len(group) - 1e-9]
         ids = tuple(drawn[i][0].id for i in group)
         if not len(agreed):
-            notes.append(f"{', '.join(ids)}: no voxel that {agreement:.0%} of {len(group)} readers agree on; all are taken")
+            notes.append(
+                f"{', '.join(ids)}: no voxel that {agreement:.0%} of {len(group)} readers agree on; all are taken"
+            )
             agreed = indices
         found.append(
             ConsensusNodule(

@@ -19,7 +19,12 @@ CLAMP = 1e-7  # of probabilities, where a loss is given those
 
 def reduce(losses: Tensor, reduction: Reduction) -> Tensor:
     """The mean or the sum of all entries, or the entries."""
-    return {"mean": losses.mean, "sum": losses.sum, "none": lambda: losses}[reduction]()
+    match reduction:
+        case "mean":
+            return losses.mean()
+        case "sum":
+            return losses.sum()
+    return losses
 
 
 def focal(

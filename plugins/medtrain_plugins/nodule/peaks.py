@@ -39,8 +39,9 @@ def find_peaks(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The local maxima of a map (D, H, W), highest first: positions (N, 3) zyx, confidences (N,).
 
-    kernel: odd; nothing higher lies within this cube around a maximum. A flat maximum is one point, its centroid; a flat
-    shoulder below a higher voxel is none. Only values of at least `min_confidence`, and above 0. top_k: at most so many.
+    kernel: odd; nothing higher lies within this cube around a maximum. A flat maximum is one point, its centroid; a
+    flat shoulder below a higher voxel is none. Only values of at least `min_confidence`, and above 0. top_k: at most as
+    many.
     """
     if kernel < 1 or kernel % 2 == 0:
         raise ValueError(f"peaks: kernel {kernel} must be odd")
@@ -132,7 +133,7 @@ def _merged(group: list[Candidate]) -> Candidate:
     z, y, x = np.average([candidate.zyx for candidate in group], axis=0, weights=weights).tolist()
     sizes = None
     if all(candidate.diameters_mm is not None for candidate in group):
-        logs = np.log([candidate.diameters_mm for candidate in group])
+        logs = np.log(np.array([candidate.diameters_mm for candidate in group], dtype=np.float64))
         a, b, c = np.exp(np.average(logs, axis=0, weights=weights)).tolist()
         sizes = (a, b, c)
     triage = tuple(np.average([candidate.triage for candidate in group], axis=0, weights=weights).tolist())

@@ -53,8 +53,8 @@ def measure_nodule(
 ) -> NoduleProperties | None:
     """The component nearest to a point, measured; None when none is within the distance.
 
-    mask: (D, H, W) probabilities or bools; above `threshold` is nodule, neighbours share a face. centre: zyx voxels, may
-    be fractional or outside. spacing: zyx mm. image_hu: (D, H, W).
+    mask: (D, H, W) probabilities or bools; above `threshold` is nodule, neighbours share a face. centre: zyx voxels,
+    may be fractional or outside. spacing: zyx mm. image_hu: (D, H, W).
     """
     probabilities = np.asarray(mask)
     millimetres = np.broadcast_to(np.asarray(spacing, dtype=np.float64), 3)

@@ -87,7 +87,12 @@ def resample(
 
 
 def resample_array(
-    array: Array, factor: Sequence[float] | Array, shape: Sequence[int], interpolation: Interpolation, *, outside: float | None
+    array: Array,
+    factor: Sequence[float] | Array,
+    shape: Sequence[int],
+    interpolation: Interpolation,
+    *,
+    outside: float | None,
 ) -> Array:
     """`array` (Z, Y, X) on `shape` voxels, `factor` times as many a mm along each axis; dtype and range are kept."""
     from scipy.ndimage import affine_transform
@@ -99,7 +104,9 @@ def resample_array(
     if order > 0:
         source = source.astype(np.float32, copy=False)
     # Between the face and the centre of an outermost voxel its own value holds.
-    result = affine_transform(source, step, offset=(step - 1) / 2, output_shape=tuple(shape), order=order, mode="nearest")
+    result = affine_transform(
+        source, step, offset=(step - 1) / 2, output_shape=tuple(shape), order=order, mode="nearest"
+    )
     if order > 1:
         np.clip(result, source.min(), source.max(), out=result)
     if dtype.kind == "i" and order > 0:

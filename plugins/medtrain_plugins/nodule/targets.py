@@ -1,8 +1,8 @@
 """What the network is to say about a patch, made after cropping from the centres and diameters in it.
 
 Targets live on the network's output grid. With output stride s, output voxel i stands for the input voxels s * i to
-s * i + s - 1, and its centre is at s * i + (s - 1) / 2 (`to_output`, `to_input`). NaN marks what nothing is known about:
-losses leave those entries out.
+s * i + s - 1, and its centre is at s * i + (s - 1) / 2 (`to_output`, `to_input`). NaN marks what nothing is known
+about: losses leave those entries out.
 """
 
 from __future__ import annotations
@@ -114,9 +114,9 @@ def make_targets(
     ignore, ignore_diameters: (M, 3), (M,) findings that are neither nodule nor background: nothing is learnt there.
 
     heatmap (1, d, h, w): 1 exactly at the voxel nearest to each centre; NaN inside ignored findings.
-    offset (3, ...): from that voxel to the centre in output voxels, log_diameter (diameter_channels, ...): ln mm, triage
-    (K, ...): these three hold at the voxels within 1 of it (3 x 3 x 3) and are NaN elsewhere. Where two nodules are that
-    close, each voxel belongs to the nearer one.
+    offset (3, ...): from that voxel to the centre in output voxels, log_diameter (diameter_channels, ...): ln mm,
+    triage (K, ...): these three hold at the voxels within 1 of it (3 x 3 x 3) and are NaN elsewhere. Where two nodules
+    are that close, each voxel belongs to the nearer one.
     """
     grid = output_shape(shape, stride)
     millimetres = np.broadcast_to(np.asarray(spacing, dtype=np.float64), 3) * stride
@@ -144,7 +144,7 @@ def make_targets(
         # A labelled centre is never ignored, and never lost in a neighbour's peak.
         heatmap[tuple(peak)] = 1
         box = tuple(slice(max(at - 1, 0), at + 2) for at in peak)
-        near = np.stack(np.mgrid[box]) - centre[:, None, None, None]
+        near = np.array(np.mgrid[box]) - centre[:, None, None, None]
         distance = np.sqrt((near**2).sum(axis=0))
         nearer = distance < distances[box]
         distances[box][nearer] = distance[nearer]
@@ -181,7 +181,7 @@ def _ignore(
         if (low >= high).any():
             continue
         box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        away = (np.stack(np.mgrid[box]) - centre[:, None, None, None]) * millimetres[:, None, None, None]
+        away = (np.array(np.mgrid[box]) - centre[:, None, None, None]) * millimetres[:, None, None, None]
         heatmap[box][np.sqrt((away**2).sum(axis=0)) <= _or(diameter, 0.0) / 2] = np.nan
         if _is_inside(centre, heatmap.shape):
             heatmap[tuple(nearest_voxel(centre))] = np.nan

@@ -257,14 +257,16 @@ def _affine_problem(affine: Array) -> str | None:
 def _canonical_order(affine: Array) -> Order:
     """The assignment of axes to head, back and left with the largest sum of cosines.
 
-    Sums are compared in ten-thousandths: for voxels that lie at 45 degrees, whose sums are equal, the one whose z runs
-    most nearly along the patient wins. The choice thus depends on how the voxels lie, not on the order of the axes.
+    Numbers are compared in ten-thousandths. Voxels at 45 degrees have two assignments with equal sums: the one whose z
+    runs most nearly along the patient wins, then y, then x, then where the axes point to besides. The choice thus
+    depends on how the voxels lie, not on the order and the sense of the axes in the file.
     """
     cosines = (affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))[::-1]  # rows: world z, y, x
 
-    def rank(choice: tuple[int, ...]) -> tuple[float, ...]:
-        along = [abs(float(cosines[axis, source])) for axis, source in enumerate(choice)]
-        return tuple(round(value, 4) for value in (sum(along), *along))
+    def rank(choice: tuple[int, ...]) -> list[float]:
+        pointed = [cosines[:, source] * np.sign(cosines[axis, source]) for axis, source in enumerate(choice)]
+        along = [pointed[axis][axis] for axis in range(3)]
+        return [round(float(value), 4) + 0.0 for value in (sum(along), *along, *np.concatenate(pointed))]
 
     z, y, x = max(permutations(range(3)), key=rank)
     return (z, bool(cosines[0, z] < 0)), (y, bool(cosines[1, y] < 0)), (x, bool(cosines[2, x] < 0))

@@ -127,9 +127,7 @@ def read_series(files: Sequence[Path], *, force: bool = False, pixels: bool = Tr
     return _assemble(next(iter(found.values())), where, [], pixels=pixels)
 
 
-def group_series(
-    files: Iterable[Path], *, force: bool = False
-) -> tuple[dict[str, Series], list[tuple[Path, str]]]:
+def group_series(files: Iterable[Path], *, force: bool = False) -> tuple[dict[str, Series], list[tuple[Path, str]]]:
     """The series among files, by UID, and each file that is no slice of one with the reason. Headers only."""
     found: dict[str, Series] = {}
     others: list[tuple[Path, str]] = []
@@ -267,10 +265,14 @@ def _assemble(series: Series, where: str, notes: list[str], *, pixels: bool) -> 
         step, position_of, count = _grid(slices, along, notes)
         tilt = np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1, 1)))
         if tilt > _TILT:
-            notes.append(f"gantry tilt: slices are displaced along {tilt:.1f} degrees to their normal; the affine says so")
+            notes.append(
+                f"gantry tilt: slices are displaced along {tilt:.1f} degrees to their normal; the affine says so"
+            )
     if not all(one.rescaled for one in slices):
         bare = sum(not one.rescaled for one in slices)
-        notes.append(f"{bare} slices have neither RescaleSlope nor RescaleIntercept; their values are taken as they are")
+        notes.append(
+            f"{bare} slices have neither RescaleSlope nor RescaleIntercept; their values are taken as they are"
+        )
     if series.modality and series.modality != "CT":
         notes.append(f"Modality is {series.modality}, not CT: values are not HU")
 

@@ -34,7 +34,15 @@ def read_nifti(path: Path, *, pixels: bool = True) -> Volume:
         if len(shape) != 3:
             raise DataError(f"{path}: the image has {len(shape)} axes {shape}; a scan has three")
         array = _values(image).reshape(shape) if pixels else no_pixels(shape)
-    except (OSError, EOFError, ValueError, KeyError, IndexError, HeaderDataError, nibabel.filebasedimages.ImageFileError) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        IndexError,
+        HeaderDataError,
+        nibabel.filebasedimages.ImageFileError,
+    ) as error:
         raise DataError(f"{path}: cannot be read as NIfTI ({' '.join(str(error).split())})") from None
     if not any(codes):
         raise DataError(f"{path}: neither qform nor sform is set, so its voxels have no place in the patient")
@@ -64,4 +72,3 @@ def _written(dtype: np.dtype[Any], affine: Array, codes: tuple[int, int]) -> Arr
     if dtype.itemsize > 4 or not codes[0]:
         return affine
     return np.array([[float(str(value)) for value in row] for row in affine.astype(np.float32)])
-

@@ -1,0 +1,187 @@
+"""Options of the plugin `pivot`: data, patches, network, losses, augmentation, inference, validation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from medtrain.config import SectionModel
+from pydantic import Field, field_validator, model_validator
+
+from .augmentation import AugmentationOptions
+from .inference_options import InferenceOptions
+
+Task = Literal["heatmap", "offset", "log_diameter", "triage", "segmentation"]
+Voxels = Annotated[int, Field(ge=1)]
+Triple = tuple[Voxels, Voxels, Voxels]
+
+
+class SamplingOptions(SectionModel):
+    """Patches of training, drawn anew in every epoch, and the grid of validation patches."""
+
+    patch_size: Triple = Field((96, 96, 96), description="z, y, x voxels; a stage's own size goes first")
+    stride: Triple | None = Field(
+        None, description="z, y, x voxels between the validation patches of a scan; default: the patch size"
+    )
+    patches_per_volume: int = Field(16, ge=1, description="of each scan and epoch")
+    positive_fraction: float = Field(0.5, ge=0, le=1, description="share of patches that are placed by a nodule")
+    jitter: float = Field(0.75, ge=0, le=1, description="how far it may be from their middle, in half patches")
+    nodules_in_negatives: bool = Field(False, description="whether the other patches may hold a nodule by chance")
+    hard_negatives: Path | None = Field(
+        None, description="candidates of an earlier run (CSV); other patches are placed by those that were wrong"
+    )
+    hard_negative_fraction: float = Field(0.5, ge=0, le=1, description="share of the other patches they get")
+    hard_negative_score: float = Field(0.0, ge=0, le=1, description="candidates below it do not count")
+    min_diameter: float = Field(0.0, ge=0, description="mm; smaller nodules are neither learnt nor background")
+    max_diameter: float | None = Field(None, gt=0, description="mm; larger ones likewise; default: no limit")
+
+
+class ModelOptions(SectionModel):
+    """The network and its heads."""
+
+    type: str = Field(
+        "residual_unet",
+        description="residual_unet, reference_unet, DynUNet or SegResNet (MONAI), or the dotted path of a class",
+    )
+    base_filters: int = Field(32, ge=1, description="of the finest level, doubled at each coarser one")
+    depth: int = Field(4, ge=1, description="how often the image is halved")
+    norm: Literal["instance", "group", "batch"] = Field("instance", description="normalisation layers")
+    activation: Literal["relu", "leaky_relu", "elu", "silu"] = Field("leaky_relu", description="between layers")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of whole channels, in every block")
+    output_stride: Literal[1, 2] = Field(1, description="2: maps of half the size; several times faster")
+    deep_supervision: bool = Field(False, description="coarser heatmaps are trained too")
+    gradient_checkpointing: bool = Field(False, description="less memory, a third more time")
+    heads: list[Task] = Field(
+        ["heatmap", "offset", "log_diameter", "triage"], description="what the network says; heatmap always"
+    )
+    diameter_channels: Literal[1, 3] = Field(1, description="1: a sphere's diameter; 3: along z, y, x")
+    options: dict[str, Any] = Field({}, description="further arguments of MONAI's networks or of your class")
+
+    @field_validator("heads")
+    @classmethod
+    def _has_heatmap(cls, value: list[Task]) -> list[Task]:
+        if "heatmap" not in value or len(set(value)) < len(value):
+            raise ValueError("name each head once, heatmap among them: nodules are found by it")
+        return value
+
+
+class MiningOptions(SectionModel):
+    """Hard negatives of the heatmap's loss, sample by sample."""
+
+    enabled: bool = Field(False, description="only the negative voxels of largest loss count")
+    neg_pos_ratio: float | None = Field(3.0, gt=0, description="most negatives per positive voxel; none: no limit")
+    hardest_fraction: float = Field(1.0, gt=0, le=1, description="most negatives, as a share of the sample's")
+    min_negatives: int = Field(100, ge=0, description="of samples with few or no positives")
+    threshold: float = Field(0.5, ge=0, lt=1, description="targets above it are positives")
+
+
+class LossOptions(SectionModel):
+    """One term per head; `optimization` minimises their weighted sum."""
+
+    heatmap: Literal["penalty_reduced_focal", "focal", "bce", "dice"] = Field(
+        "penalty_reduced_focal", description="loss of the heatmap"
+    )
+    alpha: float = Field(0.25, ge=0, le=1, description="focal: weight of the positive class")
+    gamma: float = Field(2.0, ge=0, description="focal: how little easy voxels count")
+    penalty_alpha: float = Field(2.0, ge=0, description="penalty_reduced_focal: how little easy voxels count")
+    penalty_beta: float = Field(4.0, ge=0, description="penalty_reduced_focal: how little voxels near a centre count")
+    pos_weight: float = Field(1.0, gt=0, description="bce: weight of the positive part")
+    smooth: float = Field(1.0, gt=0, description="dice: added above and below")
+    squared_pred: bool = Field(False, description="dice: squares in the denominator")
+    segmentation: Literal["dice", "focal", "bce"] = Field(
+        "dice", description="loss of the segmentation, if there is one"
+    )
+    beta: float = Field(1.0, gt=0, description="smooth L1 of offsets and diameters: where it becomes linear")
+    triage_pos_weight: float = Field(1.0, gt=0, description="weight of the positive part of the triage loss")
+    triage_neg_weight: float = Field(1.0, gt=0, description="weight of its negative part")
+    weights: dict[Task, float] = Field({}, description="factor of each head's term; default 1")
+    weighting: Literal["fixed", "learned", "scheduled"] = Field(
+        "fixed", description="learned: by uncertainty (Kendall et al., 2018); scheduled: see schedule"
+    )
+    schedule: dict[Task, list[tuple[float, float]]] = Field(
+        {}, description="scheduled: [epoch, factor] points of a head, straight lines between"
+    )
+    hard_negative_mining: MiningOptions = Field(default_factory=MiningOptions, description="of the heatmap's loss")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if any(weight < 0 for weight in self.weights.values()):
+            raise ValueError("weights must not be negative")
+        if (self.weighting == "scheduled") != bool(self.schedule):
+            raise ValueError("a schedule belongs to weighting 'scheduled', which needs one")
+        if self.hard_negative_mining.enabled and self.heatmap == "dice":
+            raise ValueError("hard negatives are chosen by the loss of each voxel, which dice does not have")
+        return self
+
+
+class EvaluationOptions(SectionModel):
+    """How whole scans are evaluated, in training and afterwards."""
+
+    detection_every: int = Field(
+        1, ge=1, description="evaluations between two in which whole scans are searched; the loss comes each time"
+    )
+    loss_patches: int = Field(
+        8, ge=0, description="patches of each scan's grid for the loss, those with nodules first; 0: no loss"
+    )
+    protocol: Literal["luna16", "fixed_radius"] = Field("luna16", description="when a candidate hits a nodule")
+    max_distance: float = Field(10.0, gt=0, description="fixed_radius: mm")
+    max_marks: int | None = Field(None, ge=1, description="candidates of a scan that count at most")
+    replicates: int = Field(1000, ge=0, description="resamples of the scans for the intervals of a finished model")
+    centre_tolerance: float = Field(2.0, gt=0, description="mm; centre_accuracy: share of found nodules within it")
+    size_tolerance: float = Field(0.25, gt=0, description="size_accuracy: share with diameters as near, relatively")
+    high_risk: float = Field(0.5, gt=0, lt=1, description="triage from which a nodule is of high risk, for the AUC")
+    untrained: bool = Field(False, description="evaluate the network as it was before training too, to compare with")
+
+
+class PivotOptions(SectionModel):
+    """`[plugins.pivot]`."""
+
+    train_data: Path | None = Field(None, description="manifest or folder of the training scans, instead of data.table")
+    validation_data: Path | None = Field(None, description="the same of the validation scans")
+    test_data: Path | None = Field(None, description="the same of the test scans")
+    annotations: Path | None = Field(
+        None, description="table of nodules (LUNA16); default: annotations.csv in the folder of the scans"
+    )
+    excluded: Path | None = Field(
+        None, description="table of irrelevant findings; default: annotations_excluded.csv there"
+    )
+    prepared: Path | None = Field(
+        None, description="where scans that are not prepared yet are kept; default: the cache"
+    )
+    fold: int | None = Field(None, ge=0, description="of a manifest dealt into folds: the one that is held out")
+    spacing: tuple[float, float, float] = Field((1.0, 1.0, 1.0), description="z, y, x in mm of scans prepared here")
+    window: tuple[float, float] = Field(
+        (-1000.0, 400.0), description="HU that become 0 and 1; what is beyond is clipped"
+    )
+    sampling: SamplingOptions = Field(default_factory=SamplingOptions, description="patches")
+    sigma_mm: float | None = Field(
+        None, gt=0, description="width of the heatmap's peaks; default: a sixth of the diameter, 1 to 4 mm"
+    )
+    model: ModelOptions = Field(default_factory=ModelOptions, description="network")
+    loss: LossOptions = Field(default_factory=LossOptions, description="losses")
+    augmentation: AugmentationOptions = Field(default_factory=AugmentationOptions, description="of training patches")
+    evaluation: EvaluationOptions = Field(default_factory=EvaluationOptions, description="evaluation")
+    inference: InferenceOptions = Field(
+        default_factory=InferenceOptions, description="windows over a scan, and its peaks"
+    )
+    demo_scans: int = Field(0, ge=0, description="without data: synthetic scans; 0 needs data")
+    demo_seed: int = Field(0, ge=0, description="seed of these scans")
+
+    @field_validator("window")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not value[0] < value[1]:
+            raise ValueError("the first number must be below the second")
+        return value
+
+    @field_validator("spacing")
+    @classmethod
+    def _positive(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(value) <= 0:
+            raise ValueError("give three positive numbers, z, y, x")
+        return value
+
+    @property
+    def stride(self) -> Triple:
+        """Between validation patches."""
+        return self.sampling.stride or self.sampling.patch_size
