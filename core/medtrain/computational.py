@@ -10,6 +10,7 @@ from pydantic import Field
 
 from medtrain.config import RunConfig, SectionModel
 from medtrain.errors import ConfigError
+from medtrain.maps import sha256
 
 
 class ComputationalConfig(SectionModel):
@@ -55,7 +56,7 @@ def has_gpu() -> bool:
 
 
 def setup(config: RunConfig, device: torch.device, processes: int) -> dict[str, Any]:
-    """What a split is trained on, as its folder records it."""
+    """What a split is trained on, as its folder records it: device, processes, the table as it was."""
     return {
         "asked": config.computational.device,
         "device": device.type,
@@ -63,6 +64,7 @@ def setup(config: RunConfig, device: torch.device, processes: int) -> dict[str, 
         "processes": processes,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "table_sha256": sha256(table) if (table := config.data.table) is not None and table.is_file() else None,
     }
 
 

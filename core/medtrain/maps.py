@@ -371,7 +371,7 @@ def default_path(plugins: list[str], name: str = "") -> Path:
 
 
 def environment() -> dict[str, Any]:
-    """What the run ran on: versions and device, no names of machines or people."""
+    """What the run ran on: versions, device, command and the revision of the code around it; no names of machines."""
     import platform
     from importlib.metadata import distributions
 
@@ -386,8 +386,21 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git": _revision(),
         "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
     }
+
+
+def _revision() -> dict[str, Any] | None:
+    """The commit of the folder the command was given in, and whether files differ from it; None outside of git."""
+    import subprocess
+
+    try:
+        asked = [["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"]]
+        said = [subprocess.run(c, capture_output=True, text=True, timeout=5, check=True).stdout.strip() for c in asked]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": said[0], "changed": bool(said[1])}
 
 
 def strict(value: Any) -> Any:

@@ -56,6 +56,11 @@ def take(fit: Fit, totals: Totals | None) -> Checkpoint:
 def restore(fit: Fit, saved: Checkpoint) -> None:
     """Take up the state of a checkpoint; what was recorded after it is forgotten."""
     run, engine, facts, state = fit.run, fit.engine, saved.facts, saved.state
+    if source := facts.get("imported"):
+        raise CheckpointError(
+            f"{source} trained these weights, and how it would have gone on is not known here; start a run from them "
+            f"with transfer.checkpoint and the folder of the checkpoint in {fit.folder.path}"
+        )
     if facts["membership"] != fit.digest:
         raise CheckpointError(
             "the data are not those of the checkpoint: the groups have other members now; "

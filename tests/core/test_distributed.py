@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from medtrain import Trainer
+from medtrain.determinism import seed_model
 from medtrain.distributed import World, join
 from medtrain.maps import Maps
 
@@ -105,6 +106,108 @@ def test_preempted_in_two_processes_and_a_group_smaller_than_the_world(
     whole = trainer("one", *TASK, *changes, *doubled, f"toy_plugin.witness={witness(tmp_path, 'alone')}").train()
     for record, wanted in zip(split.history(), Maps.open(whole.maps).split(0).history(), strict=True):
         assert record == pytest.approx(wanted, abs=1e-6)
+
+
+def test_steps_left_out_in_two_processes(medtrain: Any, trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    """One process sees a sample that is no number; both leave the step out, as one process does."""
+    pair, alone = witness(tmp_path, "pair"), witness(tmp_path, "alone")
+    changes = ("toy_plugin.nan_from=3", "optimization.nonfinite=skip", "optimization.num_epochs=3")
+    arguments = settings(*changes, f"toy_plugin.witness={pair}", "data.batch_size=4")
+    medtrain("run", "--plugin", "toy_plugin", *arguments, "--out", "two", "--nproc", 2, "--quiet")
+    whole = trainer("one", *TASK, *changes, f"toy_plugin.witness={alone}", "data.batch_size=8").train()
+    assert ends(pair, 0) == ends(pair, 1)
+    histories = Maps.open(tmp_path / "two").split(0).history(), Maps.open(whole.maps).split(0).history()
+    assert [record["train/skipped_steps"] for record in histories[0]] == [1, 1, 1]
+    for record, wanted in zip(*histories, strict=True):
+        assert record == pytest.approx(wanted, abs=1e-6)
+    for name, value in ends(pair, 0)["weights"].items():
+        assert flat(value) == pytest.approx(flat(ends(alone, 0)["weights"][name]), abs=1e-5)
+
+
+GAN = '''
+import torch
+from medtrain import hookimpl
+from torch import nn
+
+
+class Pair(nn.Module):
+    """A generator and a discriminator."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = nn.Linear(4, 3)
+        self.discriminator = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, batch):
+        fake = self.generator(batch["features"])
+        return {"logits": fake, "fake": self.discriminator(fake), "real": self.discriminator(batch["target"])}
+
+
+def adversarial(outputs, batch):
+    entropy = nn.functional.softplus
+    return {
+        "generator": entropy(-outputs["fake"]).mean(),
+        "discriminator": (entropy(outputs["fake"]) + entropy(-outputs["real"])).mean(),
+    }
+
+
+class Gan:
+    rates = {"generator": 0.05, "discriminator": 0.02}
+
+    @hookimpl
+    def build_model(self):
+        return Pair()
+
+    @hookimpl
+    def build_loss(self):
+        return adversarial
+
+    @hookimpl
+    def build_optimizer(self, model):
+        return {name: torch.optim.Adam(getattr(model, name).parameters(), lr=lr) for name, lr in self.rates.items()}
+
+
+class OnlyTheGenerator(Gan):
+    rates = {"generator": 0.05, "discriminator": 0.0}
+'''
+
+
+@pytest.mark.parametrize("kind", ["Gan", "OnlyTheGenerator"])
+def test_several_optimizers_in_two_processes(
+    medtrain: Any, trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Accumulated, clipped and with a batch that leaves one process empty: as one process; nobody moves the other's."""
+    pair, alone = witness(tmp_path, "pair"), witness(tmp_path, "alone")
+    (tmp_path / "tiny_gan.py").write_text(GAN)
+    monkeypatch.setattr(medtrain, "paths", [*medtrain.paths, str(tmp_path)])
+    monkeypatch.syspath_prepend(tmp_path)
+    changes = ("optimization.num_epochs=3", "scheduler.name=cosine", "early_stopping.patience=9")
+    arguments = settings(*changes, f"toy_plugin.witness={pair}", "data.batch_size=2")
+    arguments += [
+        "--set",
+        "optimization.accumulation_steps=2",
+        "--plugin",
+        "toy_plugin",
+        "--plugin",
+        f"tiny_gan:{kind}",
+    ]
+    medtrain("run", *arguments, "--out", "two", "--nproc", 2, "--quiet")
+    import tiny_gan
+
+    made = trainer("one", *TASK, *changes, f"toy_plugin.witness={alone}", "data.batch_size=8")
+    given = ["toy_plugin", getattr(tiny_gan, kind)()]
+    whole = Trainer(tmp_path / "one", config=made.config, plugins=given).train()
+    assert ends(pair, 0) == ends(pair, 1)
+    histories = Maps.open(tmp_path / "two").split(0).history(), Maps.open(whole.maps).split(0).history()
+    for record, wanted in zip(*histories, strict=True):
+        assert record == pytest.approx(wanted, abs=1e-5)
+    weights = ends(pair, 0)["weights"]
+    for name, value in weights.items():
+        assert flat(value) == pytest.approx(flat(ends(alone, 0)["weights"][name]), abs=1e-4)
+    seed_model(0)
+    fresh = {name: value.tolist() for name, value in tiny_gan.Pair().state_dict().items()}
+    still = {name.split(".")[0] for name, value in weights.items() if value == fresh[name]}
+    assert still == ({"discriminator"} if kind == "OnlyTheGenerator" else set())
 
 
 def test_a_plugin_that_fails_in_one_process_ends_all(medtrain: Any, tmp_path: Path) -> None:

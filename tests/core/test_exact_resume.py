@@ -19,7 +19,7 @@ from toy_plugin import Fit, Vectors
 # 6 steps per epoch.
 TASK = ("optimization.num_epochs=3", "data.batch_size=4", "toy_plugin.dropout=0.3", "toy_plugin.noise=0.1")
 SCHEDULES = {
-    "none": ("scheduler.warmup_steps=5",),
+    "none": ("scheduler.warmup_steps=9",),
     "plateau": ("scheduler.patience=0", "optimization.learning_rate=1", "scheduler.warmup_steps=5"),
     "cosine": ("scheduler.warmup_steps=5",),
     "linear": ("scheduler.interval=epoch",),

@@ -154,7 +154,8 @@ class Kill:
             os.kill(os.getpid(), signal.SIGKILL)
 
 torch.manual_seed(0)
-model = SupervisedModel(nn.Sequential(nn.Flatten(), nn.Linear(512, 4), nn.Dropout(0.5), nn.Linear(4, 1)), nn.BCEWithLogitsLoss())
+layers = nn.Sequential(nn.Flatten(), nn.Linear(512, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+model = SupervisedModel(layers, nn.BCEWithLogitsLoss())
 optimization = OptimizationConfig(num_epochs=4)
 Trainer("{name}", model, optimization=optimization, callbacks=[Kill()]).train(page.halves())
 """
@@ -362,3 +363,39 @@ def test_a_seed_for_everything_and_back() -> None:
         assert torch.equal(torch.rand(2), first)
         seed_everything(8)
         assert Trainer(model=supervised()).config.run.seed == 8
+
+
+def test_what_a_run_records_of_its_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hashlib
+
+    for command in (
+        ["init", "-q"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x", "--allow-empty"],
+    ):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "table.csv").write_text("a,b\n")
+    trainer = Trainer(tmp_path / "run", supervised(), optimization=OptimizationConfig(num_epochs=1))
+    trainer.config.data.table = tmp_path / "table.csv"
+    trainer.train(halves())
+    maps = Maps.open(tmp_path / "run")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert maps.environment()["git"] == {"commit": head.strip(), "changed": False}
+    assert maps.split(0).setup()["table_sha256"] == hashlib.sha256(b"a,b\n").hexdigest()
+
+
+def test_warnings_of_users_are_seen(tmp_path: Path) -> None:
+    class Grumbling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            warnings.warn("dim images", UserWarning, stacklevel=1)
+            return self.net(image)
+
+    trainer = Trainer(
+        tmp_path / "run", SupervisedModel(Grumbling(), nn.MSELoss()), optimization=OptimizationConfig(num_epochs=1)
+    )
+    with pytest.warns(UserWarning, match="dim images"):
+        trainer.train(halves())

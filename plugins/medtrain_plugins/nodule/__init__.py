@@ -1,1 +1,91 @@
-"""PIVOT: lung nodules in chest CT."""
+"""PIVOT: lung nodules in chest CT, found, measured and triaged by a 3-D detector."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from medtrain import hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import pandas as pd
+    import torch
+    from medtrain import Data, Run, RunConfig, Section
+    from medtrain.metrics import Evaluation
+
+    from .detection import DetectionMetric
+    from .multi_task import NoduleLoss
+    from .options import PivotOptions
+
+
+class Pivot:
+    """PIVOT: lung nodules in chest CT, found, measured and triaged by a 3-D detector."""
+
+    name = "pivot"
+
+    @hookimpl
+    def plugin_options(self) -> type[PivotOptions]:
+        """Data, patches, network, losses, augmentation, inference, evaluation."""
+        from .options import PivotOptions
+
+        return PivotOptions
+
+    @hookimpl
+    def build_data(self, config: RunConfig) -> Data:
+        """Patches of prepared scans to train on, whole scans to be evaluated on; of the stage under way."""
+        from .training_data import build_data
+
+        return build_data(config, config.options(self.name))
+
+    @hookimpl
+    def build_model(self, config: RunConfig) -> torch.nn.Module:
+        """The detector: a network by name and dense heads."""
+        from .parts import build_model
+
+        return build_model(config.options(self.name))
+
+    @hookimpl
+    def build_loss(self, config: RunConfig, model: torch.nn.Module) -> NoduleLoss:
+        """One term per head, weighted."""
+        from .parts import build_loss
+
+        return build_loss(config.options(self.name), model)
+
+    @hookimpl
+    def build_metrics(self, config: RunConfig, data: Data) -> list[DetectionMetric]:
+        """CPM, sensitivities, centres, sizes, triage, of whole scans."""
+        from .detection import metrics_of
+
+        return metrics_of(config.options(self.name))
+
+    @hookimpl
+    def evaluate(self, run: Run, loader: Iterable[dict[str, Any]]) -> Evaluation:
+        """The search of whole scans, and the loss of fixed patches."""
+        from .detection import evaluate_scans
+        from .parts import untrained_model
+
+        options = run.config.options(self.name)
+        # A training has its own beginning to be compared with.
+        compared = options.evaluation.untrained and run.optimizer is None
+        untrained = untrained_model(run.config, options, run.device) if compared else None
+        return evaluate_scans(run, loader, options, untrained)
+
+    @hookimpl
+    def on_epoch_start(self, run: Run) -> None:
+        """Scheduled weights of the heads move on."""
+        run.loss.set_epoch(run.epoch)
+
+    @hookimpl
+    def predict(self, run: Run, sample: Any) -> pd.DataFrame:
+        """One row per candidate in a scan: a DICOM folder, a NIfTI, MetaImage or prepared file."""
+        from .predict import predict_scans
+
+        return predict_scans(run, sample, run.config.options(self.name))
+
+    @hookimpl
+    def report_sections(self, run: Run) -> list[Section]:
+        """FROC, strata, centres and sizes, malignancy; and the untrained network beside it."""
+        from .detection import detection_sections
+
+        return detection_sections(run, run.config.options(self.name))

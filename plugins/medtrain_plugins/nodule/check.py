@@ -86,7 +86,7 @@ def check_nodules(
 
 
 def check_mask(mask: npt.ArrayLike, shape: Sequence[int], where: str) -> list[Finding]:
-    """A mask or label map of nodules on a scan: its shape, negative labels, and whether it is empty or covers too much."""
+    """A mask or label map of nodules on a scan: its shape, negative labels, empty, or covering too much."""
     array = np.asarray(mask)
     if array.shape != tuple(shape):
         said = f"the mask has {_by(array.shape)} voxels, the scan {_by(shape)}"
@@ -105,7 +105,7 @@ def check_mask(mask: npt.ArrayLike, shape: Sequence[int], where: str) -> list[Fi
 
 
 def quality(volume: Volume) -> dict[str, Any]:
-    """Figures of a scan, as JSON: shape, spacing, whether it is isotropic (within 10 %), range, mean, std, zero slices."""
+    """Figures of a scan, as JSON: shape, spacing, isotropic (within 10 %), range, mean, std and zero slices."""
     values = np.asarray(volume.array)
     finite = values if values.dtype.kind in "iub" else values[np.isfinite(values)]
     mean, std = _moments(finite) if finite.size else (None, None)

@@ -182,16 +182,20 @@ class ResidualUNet(nn.Module):
 
 def _once(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Contexts of the forward pass and of its repetition, in which batch norm must not count the batch again."""
-    return nullcontext(), _without_tracking(block)
+    return nullcontext(), _statistics_at_rest(block)
 
 
 @contextmanager
-def _without_tracking(block: nn.Module) -> Iterator[None]:
-    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm3d) and module.track_running_stats]
+def _statistics_at_rest(block: nn.Module) -> Iterator[None]:
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm3d)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
+        if norm.num_batches_tracked is not None:
+            # It is counted in place: in a copy.
+            norm.num_batches_tracked = norm.num_batches_tracked.clone()
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, tracked) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, tracked

@@ -79,9 +79,9 @@ class DenseDetector(nn.Module):
     """A network that makes features, and dense heads on top of them: image (B, 1, D, H, W) -> `DetectorOutput`.
 
     backbone: (B, 1, D, H, W) -> (B, channels, D / s, H / s, W / s), s the output stride; with deep supervision, a
-    tuple of those and of coarser heatmaps. heads: None: the backbone's one channel is the heatmap already. divisor: images
-    are padded at their far ends, by repeating the border, to multiples of it, and the maps cropped back; smallest:
-    fewer voxels per axis are refused.
+    tuple of those and of coarser heatmaps. heads: None: the backbone's one channel is the heatmap already. divisor:
+    images are padded at their far ends, by repeating the border, to multiples of it, and the maps cropped back.
+    smallest: fewer voxels per axis are refused.
     """
 
     def __init__(

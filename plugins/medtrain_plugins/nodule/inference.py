@@ -28,6 +28,7 @@ Maps = dict[str, Tensor]
 Blend = Literal["gaussian", "constant"]
 
 PROBABILITIES = ("heatmap", "triage", "segmentation")
+STRIDE = "output_stride"
 SIGMA = 0.125  # of the window
 FLOOR = 1e-3
 
@@ -68,7 +69,7 @@ def window_grid(
         before.append(first)
         after.append(extra - first)
         starts.append(range(0, count * stride + 1, stride))
-    return Grid(_axes(before), _axes(after), tuple(itertools.product(*starts)))
+    return Grid(_axes(before), _axes(after), tuple(_axes(start) for start in itertools.product(*starts)))
 
 
 def window_weights(window: Sequence[int], blend: Blend = "gaussian") -> Tensor:
@@ -179,12 +180,12 @@ def compute_maps(
     """What a detector says of a prepared scan: probabilities `heatmap`, `triage`, `segmentation` and the plain maps
     `offset`, `log_diameter`, as far as it has them; (C, d, h, w) on the output grid, the segmentation on the scan's.
 
-    model: the detector, or a `TensorModel` around it; it is put into eval mode and left as it was. array: (D, H, W),
+    model: the detector, or a `TensorModel` around it, wrapped or not; it is put into eval mode and left as it was. array: (D, H, W),
     after the intensity transform. window: zyx, where the options give none. amp: type of autocast. pad_value: of air.
     inside: (D, H, W) bool, where to look; an empty mask does not count. Probabilities, not logits, are averaged over
     windows and views.
     """
-    options = options or InferenceOptions()
+    options = options or InferenceOptions.model_validate({})
     device = device or next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     stride = stride_of(model)
     image = torch.as_tensor(np.asarray(array) if not isinstance(array, Tensor) else array, dtype=torch.float32)
@@ -199,9 +200,11 @@ def compute_maps(
         where = functional.pad(torch.as_tensor(np.asarray(inside, dtype=bool)), ends)
     length = _window(options.window or window, stride)
 
+    key = next((layer.input for layer in _layers(model) if isinstance(layer, TensorModel)), None)
+
     def network(batch: Tensor) -> Maps:
         with torch.autocast(batch.device.type, dtype=amp, enabled=amp is not None):
-            found = model({model.input: batch}) if isinstance(model, TensorModel) else model(batch)
+            found = model(batch) if key is None else model({key: batch})
         return activate(found)
 
     def look(view: View) -> Maps:
@@ -240,7 +243,7 @@ def detect(
     **settings: Any,
 ) -> list[Candidate]:
     """The candidates of a prepared scan, most suspicious first. spacing: zyx mm; all else as in `compute_maps`."""
-    options = options or InferenceOptions()
+    options = options or InferenceOptions.model_validate({})
     return find_candidates(compute_maps(model, array, options, **settings), spacing, options, stride_of(model))
 
 
@@ -283,7 +286,7 @@ def activate(found: Any) -> Maps:
 
 def stride_of(model: nn.Module) -> int:
     """Voxels of the scan per voxel of the maps, along each axis."""
-    return int(getattr(_detector(model), "output_stride", 1))
+    return next((int(getattr(layer, STRIDE)) for layer in _layers(model) if hasattr(layer, STRIDE)), 1)
 
 
 @contextmanager
@@ -298,8 +301,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _detector(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, TensorModel) else model
+def _layers(model: nn.Module) -> Iterator[nn.Module]:
+    """The model and what it is wrapped around: `TensorModel`, DDP, torch.compile."""
+    layer: Any = model
+    while isinstance(layer, nn.Module):
+        yield layer
+        layer = getattr(layer, "_orig_mod", None) or getattr(layer, "module", None)
 
 
 def _window(window: Sequence[int], stride: int) -> Axes:

@@ -110,7 +110,11 @@ def read_lidc(path: str | Path) -> Reading:
         raise DataError(f"{path}: its root is {_tag(root)!r}, not LidcReadMessage; is it a reading of LIDC-IDRI?")
     series = _find_text(root, "SeriesInstanceUid") or _find_text(root, "SeriesInstanceUID")
     if not series:
-        what = "a reading of radiographs" if any(_named(root, "CXRreadingSession")) else "it names no SeriesInstanceUid"
+        what = (
+            "a reading of radiographs"
+            if next(_named(root, "CXRreadingSession"), None) is not None
+            else "it names no SeriesInstanceUid"
+        )
         raise DataError(f"{path}: {what}, so it belongs to no CT series")
     study = _find_text(root, "StudyInstanceUID") or _find_text(root, "StudyInstanceUid")
     marks: list[Mark] = []
@@ -257,7 +261,7 @@ def _from_source(points: Array, volume: Volume) -> Array:
     """Indices (..., 3) in the order of the file -> in the volume's array."""
     turned = np.stack([points[..., source] for source, _ in volume.order], axis=-1)
     flipped = np.array([flip for _, flip in volume.order])
-    return np.where(flipped, np.array(volume.shape) - 1 - turned, turned)
+    return np.asarray(np.where(flipped, np.array(volume.shape) - 1 - turned, turned))
 
 
 def _refuse_other_series(reading: Reading, volume: Volume) -> None:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from .evaluation.tables import SEPARATORS, Findings
 from .manifest import Nodule
+from .triage import score_nodule
 from .volume import Geometry
 
 # The scale of LIDC: 1 is ground glass, 5 is solid.
@@ -145,6 +146,14 @@ def count_by_series(findings: Findings) -> Counter[str]:
     return Counter(str(series) for series in findings.series)
 
 
+def score_of_nodule(values: Mapping[str, Any]) -> float | None:
+    """The real-valued triage score, 1 to 10, of a nodule with fields as in the manifest; None without a malignancy."""
+    if values.get("malignancy") is None:
+        return None
+    ratings = {name: values[name] for name in ("malignancy", "spiculation", "texture") if values.get(name) is not None}
+    return score_nodule(ratings, values.get("diameter_mm"), values.get("growth")).value
+
+
 def some(places: Sequence[str], limit: int = 5) -> str:
     """The first of many, and how many more."""
     return ", ".join(places[:limit]) + (f" and {len(places) - limit} more" if len(places) > limit else "")
@@ -159,12 +168,14 @@ def _nodule(findings: Findings, index: int, geometry: Geometry, more: Mapping[st
         values["malignancy"] = float(findings.malignancy[index])
     if findings.texture is not None and (text := str(findings.texture[index]).strip().lower()):
         values["texture"] = _texture(text, findings.place(index))
+    diameter_mm = diameter if diameter > 0 else None
+    values.setdefault("score", score_of_nodule({**values, "diameter_mm": diameter_mm}))
     try:
         return Nodule(
             id=findings.place(index),
             world=(x, y, z),
             voxel=tuple(voxel),
-            diameter_mm=diameter if diameter > 0 else None,
+            diameter_mm=diameter_mm,
             **values,
         )
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Where the lungs are: air inside the body, by thresholds and connected parts. Simple, and good enough to aim patches."""
+"""Where the lungs are: air inside the body, by thresholds and connected parts. Good enough to aim patches."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def lung_mask(hu: npt.ArrayLike, spacing: npt.ArrayLike) -> Array:
         mask = ndimage.binary_fill_holes(closed[inner] | mask)
     enlarged = mask.repeat(step[0], axis=0).repeat(step[1], axis=1).repeat(step[2], axis=2)
     z, y, x = array.shape
-    return enlarged[:z, :y, :x]
+    return np.asarray(enlarged[:z, :y, :x])
 
 
 def lung_box(mask: Array, margin_mm: float, spacing: npt.ArrayLike) -> Box | None:

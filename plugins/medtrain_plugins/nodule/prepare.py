@@ -25,7 +25,7 @@ from medtrain.errors import DataError, UsageError, first_lines
 
 from .check import Finding, as_json, check_volume, quality
 from .evaluation.tables import Findings, read_findings
-from .luna16 import place_findings, read_characteristics, some
+from .luna16 import place_findings, read_characteristics, score_of_nodule, some
 from .lungs import lung_box, lung_mask
 from .manifest import MANIFEST, ManifestRow, Nodule, read_sidecar, replace_file, write_manifest, write_prepared
 from .resampling import resample
@@ -254,7 +254,7 @@ def _make(task: _Task, settings: Settings) -> _Made:
 
 def _padded(array: Array) -> Array:
     """Corners that scanners fill with less than air become air, so that no edge appears when resampling."""
-    return np.maximum(array, array.dtype.type(LEAST_HU))
+    return np.asarray(np.maximum(array, array.dtype.type(LEAST_HU)))
 
 
 def _read_marks(path: Path, volume: Volume, settings: Settings) -> tuple[dict[str, Any], Array]:
@@ -310,10 +310,13 @@ def _row(task: _Task, told: Mapping[str, Any], owner: Mapping[str, str]) -> Mani
     """The manifest's row of a prepared scan, with the nodules of LIDC where it was read."""
     z, y, x = told["shape"]
     geometry = Geometry((z, y, x), np.array(told["affine"]))
-    nodules, irrelevant, unplaced = [], [], []
+    nodules: list[Nodule] = []
+    irrelevant: list[Nodule] = []
+    unplaced: list[Nodule] = []
     lidc = told["lidc"] or {"nodules": [], "irrelevant": []}
     for one in lidc["nodules"]:
-        nodule = Nodule(**{**one, "voxel": geometry.to_voxel(one["world"]).tolist()})
+        values = {**one, "score": score_of_nodule(one), "voxel": geometry.to_voxel(one["world"]).tolist()}
+        nodule = Nodule(**values)
         if not geometry.contains(one["world"])[0]:
             unplaced.append(nodule)
         else:

@@ -141,9 +141,9 @@ def _segresnet(
     output_stride: int,
     given: dict[str, Any],
 ) -> nn.Module:
+    _refuse("SegResNet", {"output_stride 2": output_stride == 2})
     from monai.networks.nets import SegResNet
 
-    _refuse("SegResNet", {"output_stride 2": output_stride == 2})
     settled = {
         "spatial_dims": 3,
         "init_filters": base_filters,

@@ -118,7 +118,7 @@ def resample_array(
             beyond = [slice(None)] * 3
             beyond[axis] = slice(int(np.searchsorted(centres, size - 0.5 + 1e-6)), None)
             result[tuple(beyond)] = outside
-    return result
+    return np.asarray(result)
 
 
 def _check_target(target: Sequence[float]) -> Array:

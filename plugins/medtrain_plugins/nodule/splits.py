@@ -18,7 +18,7 @@ _SIZES = (6.0, 10.0, 20.0)
 
 
 class Dealing(NamedTuple):
-    """How to split: fractions of training, validation and test; or folds; or the folders subset0, subset1, ...; or not."""
+    """How to split: shares of training, validation and test; or folds; or by the folders subset0 and so on; or not."""
 
     fractions: tuple[float, float, float] | None = None
     folds: int = 0
@@ -55,7 +55,7 @@ def deal(rows: list[ManifestRow], dealing: Dealing, seed: int) -> list[ManifestR
         lacking = [row.series for row in rows if row.subset is None]
         if lacking:
             raise DataError(
-                f"{len(lacking)} scans are not in a folder subset0, subset1, ... ({lacking[0]}); deal them: --split 10-fold"
+                f"{len(lacking)} scans are in no folder subset0, subset1, ... ({lacking[0]}); try --split 10-fold"
             )
         return [row.model_copy(update={"fold": row.subset}) for row in rows]
     if not rows or (dealing.fractions is None and not dealing.folds):

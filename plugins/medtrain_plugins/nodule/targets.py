@@ -143,7 +143,7 @@ def make_targets(
         peak = nearest_voxel(centre)
         # A labelled centre is never ignored, and never lost in a neighbour's peak.
         heatmap[tuple(peak)] = 1
-        box = tuple(slice(max(at - 1, 0), at + 2) for at in peak)
+        box = tuple(slice(max(at - 1, 0), min(at + 2, size)) for at, size in zip(peak, grid, strict=True))
         near = np.array(np.mgrid[box]) - centre[:, None, None, None]
         distance = np.sqrt((near**2).sum(axis=0))
         nearer = distance < distances[box]

@@ -37,7 +37,7 @@ class Geometry:
     @cached_property
     def spacing(self) -> Array:
         """Distance of neighbouring voxels along z, y and x in mm, (3,)."""
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
+        return np.asarray(np.linalg.norm(self.affine[:3, :3], axis=0))
 
     @property
     def origin(self) -> Array:
@@ -66,7 +66,8 @@ class Geometry:
         """Which points (N, 3) lie in a voxel, with up to `margin` mm to spare: (N,) bool."""
         voxel = self.to_voxel(np.asarray(world, dtype=np.float64).reshape(-1, 3))
         slack = 0.5 + 1e-6 + margin / self.spacing
-        return ((voxel >= -slack) & (voxel <= np.array(self.shape) - 1 + slack)).all(axis=1)
+        inside = (voxel >= -slack) & (voxel <= np.array(self.shape) - 1 + slack)
+        return np.asarray(inside.all(axis=1))
 
 
 @dataclass(frozen=True, eq=False)

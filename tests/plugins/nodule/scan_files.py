@@ -31,7 +31,9 @@ def phantom(shape: tuple[int, int, int] = (6, 7, 8), seed: int = 0) -> Array:
     return np.random.default_rng(seed).integers(-1000, 1500, shape).astype(np.int16)
 
 
-def chest(shape: tuple[int, int, int] = (40, 48, 56), nodules: tuple[tuple[float, float, float, float], ...] = ()) -> Array:
+def chest(
+    shape: tuple[int, int, int] = (40, 48, 56), nodules: tuple[tuple[float, float, float, float], ...] = ()
+) -> Array:
     """int16 HU: air, a body, two lungs, and balls (z, y, x, radius in voxels) in them."""
     z, y, x = np.mgrid[: shape[0], : shape[1], : shape[2]]
     cy, cx = (shape[1] - 1) / 2, (shape[2] - 1) / 2
@@ -45,7 +47,9 @@ def chest(shape: tuple[int, int, int] = (40, 48, 56), nodules: tuple[tuple[float
     return array
 
 
-def write_itk(path: Path, array: Array, spacing: Any = (1, 1, 1), origin: Any = (0, 0, 0), direction: Any = None) -> Path:
+def write_itk(
+    path: Path, array: Array, spacing: Any = (1, 1, 1), origin: Any = (0, 0, 0), direction: Any = None
+) -> Path:
     """array z, y, x; spacing, origin and the columns of direction x, y, z, LPS."""
     import SimpleITK as sitk
 
@@ -107,7 +111,9 @@ def write_dicom(
     return folder
 
 
-def write_multiframe(path: Path, array: Array, spacing: Any, origin: Any, direction: Any, series: str = "1.2.3") -> Path:
+def write_multiframe(
+    path: Path, array: Array, spacing: Any, origin: Any, direction: Any, series: str = "1.2.3"
+) -> Path:
     """Enhanced CT: one file, its frames in no order."""
     dataset = _dataset(series, array.shape[1:])
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
@@ -135,7 +141,9 @@ def write_multiframe(path: Path, array: Array, spacing: Any, origin: Any, direct
 
 def texts(values: Any) -> list[str]:
     """Decimal strings of at most 16 characters, as precise as they can be."""
-    return [next(text for digits in range(17, 0, -1) if len(text := f"{value + 0.0:.{digits}g}") <= 16) for value in values]
+    return [
+        next(text for digits in range(17, 0, -1) if len(text := f"{value + 0.0:.{digits}g}") <= 16) for value in values
+    ]
 
 
 def strip_preamble(path: Path, dataset: Any) -> None:
@@ -143,8 +151,8 @@ def strip_preamble(path: Path, dataset: Any) -> None:
     import io
 
     bare = io.BytesIO()
-    from pydicom.filewriter import write_dataset
     from pydicom.filebase import DicomFileLike
+    from pydicom.filewriter import write_dataset
 
     file = DicomFileLike(bare)
     file.is_little_endian, file.is_implicit_VR = True, False

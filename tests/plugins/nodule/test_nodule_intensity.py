@@ -17,7 +17,7 @@ GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "nodule_data.json").
 @pytest.mark.parametrize("case", [case for case in GOLDEN if case["id"].startswith("intensity")], ids=lambda c: c["id"])
 def test_golden(case: dict[str, Any]) -> None:
     hu = np.array(case["inputs"]["hu"])
-    transform = Intensity(**{name: tuple(values) for name, values in case["params"].items()})
+    transform = Intensity(case["params"]["window"], case["params"].get("target_range", (0, 1)))
     found = transform.clipped_fraction(hu) if "clip_fraction" in case["id"] else transform(hu)
     assert np.abs(np.asarray(found) - case["expected"]).max() <= case["atol"]
 

@@ -24,11 +24,19 @@ def roi(z: int, points: list[tuple[int, int]], inclusion: str = "TRUE") -> str:
 
 def ring(x: int, y: int, half: int) -> list[tuple[int, int]]:
     """The outline around the square of pixels within `half - 1` of a centre."""
-    return [(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half), (x - half, y - half)]
+    return [
+        (x - half, y - half),
+        (x + half, y - half),
+        (x + half, y + half),
+        (x - half, y + half),
+        (x - half, y - half),
+    ]
 
 
 def nodule(name: str, rois: str, malignancy: int | None = None) -> str:
-    scores = "" if malignancy is None else f"<malignancy>{malignancy}</malignancy><internalStructure>1</internalStructure>"
+    scores = (
+        "" if malignancy is None else f"<malignancy>{malignancy}</malignancy><internalStructure>1</internalStructure>"
+    )
     described = f"<characteristics>{scores}</characteristics>" if scores else ""
     return f"<unblindedReadNodule><noduleID>{name}</noduleID>{described}{rois}</unblindedReadNodule>"
 
@@ -46,7 +54,9 @@ def write(path: Path, *sessions: str, namespace: str = ' xmlns="http://www.nih.g
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory: pytest.TempPathFactory) -> Volume:
     array = np.zeros((10, 40, 50), np.int16)
-    return read_volume(write_dicom(tmp_path_factory.mktemp("scan"), array, (0.5, 0.5, 2.0), (10, 20, -30), np.diag([1, 1, 1])))
+    return read_volume(
+        write_dicom(tmp_path_factory.mktemp("scan"), array, (0.5, 0.5, 2.0), (10, 20, -30), np.diag([1, 1, 1]))
+    )
 
 
 FOUR = (
@@ -96,7 +106,9 @@ def test_small_marks_and_no_nodules_have_places(tmp_path: Path, scan: Volume) ->
 def test_the_same_voxels_when_slices_run_to_the_feet(tmp_path: Path, scan: Volume) -> None:
     path = write(tmp_path / "r.xml", *FOUR)
     turned = read_volume(
-        write_dicom(tmp_path / "d", np.zeros((10, 40, 50), np.int16), (0.5, 0.5, 2.0), (10, 20, -30), np.diag([-1, 1, -1]))
+        write_dicom(
+            tmp_path / "d", np.zeros((10, 40, 50), np.int16), (0.5, 0.5, 2.0), (10, 20, -30), np.diag([-1, 1, -1])
+        )
     )
     assert turned.order[0][1] and turned.order[2][1]
     one, other = consensus(read_lidc(path), scan)[0][0], consensus(read_lidc(path), turned)[0][0]

@@ -152,8 +152,10 @@ def published(case: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor
 def test_published_sum_of_tasks(name: str) -> None:
     case = CASES["multi_task"][name]
     params = case["params"]
-    weights = {task: params.get(key, 1.0) for task, key in
-               zip(ORDER, ("seg_weight", "center_weight", "size_weight", "triage_weight"), strict=True)}
+    weights = {
+        task: params.get(key, 1.0)
+        for task, key in zip(ORDER, ("seg_weight", "center_weight", "size_weight", "triage_weight"), strict=True)
+    }
     triage = params.get("triage_loss_kwargs", {})
     loss = NoduleLoss(
         ORDER,
@@ -241,6 +243,7 @@ def test_soft_triage_labels_learn() -> None:
 def test_learned_weights_find_the_size_of_their_losses() -> None:
     batch = batch_of(sample([[5, 5, 5]]))
     outputs = outputs_for(batch)
+    outputs["heatmap"] = torch.full_like(outputs["heatmap"], -3.0)
     log_variance = torch.zeros(5, requires_grad=True)
     optimizer = torch.optim.Adam([log_variance], lr=0.1)
     plain = {k: float((s / w).detach()) for k, (s, w) in NoduleLoss()(outputs, batch).items()}

@@ -12,7 +12,7 @@ from medtrain.errors import CheckpointError, ConfigError, DataError
 from medtrain.model import unwrap
 from medtrain_plugins.nodule.detector import ResidualBlock
 from medtrain_plugins.nodule.heads import TASKS, DetectorModel, DetectorOutput
-from medtrain_plugins.nodule.multi_task import NoduleLoss
+from medtrain_plugins.nodule.multi_task import MapLoss, NoduleLoss
 from medtrain_plugins.nodule.networks import ReferenceUNet, import_reference_state
 from medtrain_plugins.nodule.registry import build_detector
 from medtrain_plugins.nodule.targets import make_targets
@@ -274,14 +274,16 @@ def test_every_task_learns(options: dict[str, Any], weighting: Any) -> None:
     torch.manual_seed(0)
     detector = build_detector(**(SMALL | options))
     model = DetectorModel(detector, weighting == "learned")
-    loss = NoduleLoss(detector.tasks, weighting=weighting, deep_levels=detector.deep_levels)  # type: ignore[arg-type]
+    # The published network has no prior, and the loss it was trained with needs none.
+    heatmap = MapLoss("focal") if "name" in options else None
+    loss = NoduleLoss(detector.tasks, heatmap=heatmap, weighting=weighting, deep_levels=detector.deep_levels)  # type: ignore[arg-type]
     made = make_targets((16,) * 3, [[7.3, 8.1, 6.6]], [6.0], [0.8], stride=detector.output_stride)  # type: ignore[arg-type]
     batch: dict[str, Any] = {name: value[None].repeat(2, 1, 1, 1, 1) for name, value in made.items()}
     away = (torch.stack(torch.meshgrid(*[torch.arange(16.0)] * 3, indexing="ij")) - 7.5).square().sum(dim=0).sqrt()
     batch["mask"] = (away < 3).float()[None, None].repeat(2, 1, 1, 1, 1)
     batch["image"] = batch["mask"] + 0.1 * torch.randn(2, 1, 16, 16, 16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    plain = NoduleLoss(detector.tasks)  # type: ignore[arg-type]
+    plain = NoduleLoss(detector.tasks, heatmap=heatmap)  # type: ignore[arg-type]
     history = []
     for _ in range(25):
         optimizer.zero_grad()
@@ -289,7 +291,9 @@ def test_every_task_learns(options: dict[str, Any], weighting: Any) -> None:
         sum(total / weight for total, weight in loss(outputs, batch).values()).backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
         optimizer.step()
-        history.append({task: float((s / w).detach()) for task, (s, w) in plain(outputs, batch).items() if task in TASKS})
+        history.append(
+            {task: float((s / w).detach()) for task, (s, w) in plain(outputs, batch).items() if task in TASKS}
+        )
     assert all(history[-1][task] < history[0][task] for task in detector.tasks), (history[0], history[-1])  # type: ignore[attr-defined]
 
 

@@ -107,9 +107,7 @@ def test_fractional_slopes_of_each_slice(tmp_path: Path) -> None:
 
 def test_a_gap_is_told_and_later_slices_stay_where_they_are(tmp_path: Path) -> None:
     array = phantom((10, 7, 8))
-    volume = read_volume(
-        write_dicom(tmp_path, array, SPACING, ORIGIN, change=lambda index, _: index not in (4, 5))
-    )
+    volume = read_volume(write_dicom(tmp_path, array, SPACING, ORIGIN, change=lambda index, _: index not in (4, 5)))
     assert len(volume.notes) == 1 and "gap of 7.50 mm between" in volume.notes[0]
     assert volume.shape == (10, 7, 8) and volume.spacing[0] == pytest.approx(2.5)
     there = [0, 1, 2, 3, 6, 7, 8, 9]

@@ -14,7 +14,9 @@ from scan_files import phantom, rotation
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "nodule_data.json").read_text())
 
 
-def affine(direction: np.ndarray, spacing: tuple[float, float, float], origin: tuple[float, float, float]) -> np.ndarray:
+def affine(
+    direction: np.ndarray, spacing: tuple[float, float, float], origin: tuple[float, float, float]
+) -> np.ndarray:
     made = np.eye(4)
     made[:3, :3], made[:3, 3] = direction * spacing, origin
     return made
@@ -24,7 +26,9 @@ def affine(direction: np.ndarray, spacing: tuple[float, float, float], origin: t
 def test_there_and_back(seed: int) -> None:
     random = np.random.default_rng(seed)
     flips = np.diag(random.choice([-1.0, 1.0], 3))
-    geometry = Geometry((300, 512, 512), affine(rotation(*random.uniform(-180, 180, 3)) @ flips, (2.5, 0.7, 0.7), (-200, 150, 1900)))
+    geometry = Geometry(
+        (300, 512, 512), affine(rotation(*random.uniform(-180, 180, 3)) @ flips, (2.5, 0.7, 0.7), (-200, 150, 1900))
+    )
     voxel = random.uniform(-50, 600, (200, 3))
     assert np.abs(geometry.to_voxel(geometry.to_world(voxel)) - voxel).max() < 1e-9
     world = random.uniform(-2000, 2000, (200, 3))

@@ -251,7 +251,7 @@ def _assemble(series: Series, where: str, notes: list[str], *, pixels: bool) -> 
     first = slices[0]
     normal = np.cross(first.rows, first.columns)
     slices = sorted(slices, key=lambda one: float(one.position @ normal))
-    first, last = slices[0], slices[-1]
+    first = slices[0]
     along = np.array([float(one.position @ normal) for one in slices])
     _refuse_duplicates(slices, along, where)
 
@@ -339,11 +339,11 @@ def _grid(slices: Sequence[Slice], along: Array, notes: list[str]) -> tuple[Arra
         if stray > _JITTER * min(first.spacing):
             notes.append(f"slices are displaced sideways by up to {stray:.2f} mm from a straight line")
         return way * even, np.arange(len(slices), dtype=np.float64), len(slices)
-    for gap in gaps.tolist():
-        notes.append(
-            f"gap of {distances[gap]:.2f} mm between {slices[gap].label} and {slices[gap + 1].label}, where slices are "
-            f"{median:.2f} mm apart; the voxels within are interpolated"
-        )
+    notes += [
+        f"gap of {distances[gap]:.2f} mm between {slices[gap].label} and {slices[gap + 1].label}, where slices are "
+        f"{median:.2f} mm apart; the voxels within are interpolated"
+        for gap in gaps.tolist()
+    ]
     rest = np.delete(distances, gaps)
     if rest.size and rest.max() - rest.min() > _JITTER * median:
         notes.append(
@@ -386,7 +386,7 @@ def _pixels(slices: Sequence[Slice], position_of: Array, count: int, where: str)
     lower = upper - 1
     weight = ((grid - position_of[lower]) / (position_of[upper] - position_of[lower])).clip(0, 1)[:, None, None]
     between = stack[lower] * (1 - weight) + stack[upper] * weight
-    return np.rint(between) if whole else between
+    return np.asarray(np.rint(between) if whole else between)
 
 
 def _decode(path: Path, where: str) -> Array:

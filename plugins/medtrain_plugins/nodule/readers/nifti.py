@@ -21,10 +21,11 @@ def read_nifti(path: Path, *, pixels: bool = True) -> Volume:
     three axes, and for a file that says nothing of its geometry.
     """
     import nibabel
+    from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
 
     try:
-        image: Any = nibabel.load(path)  # type: ignore[attr-defined]
+        image: Any = nibabel.load(path)
         header = image.header
         shape = tuple(int(size) for size in image.shape)
         codes = int(header["sform_code"]), int(header["qform_code"])
@@ -41,7 +42,7 @@ def read_nifti(path: Path, *, pixels: bool = True) -> Volume:
         KeyError,
         IndexError,
         HeaderDataError,
-        nibabel.filebasedimages.ImageFileError,
+        ImageFileError,
     ) as error:
         raise DataError(f"{path}: cannot be read as NIfTI ({' '.join(str(error).split())})") from None
     if not any(codes):
@@ -60,7 +61,7 @@ def _values(image: Any) -> Array:
     if (slope, intercept) == (1.0, 0.0):
         return np.asarray(image.dataobj)
     # In double precision, so that whole numbers stay whole.
-    return np.asarray(image.dataobj.get_unscaled(), dtype=np.float64) * slope + intercept
+    return np.asarray(np.asarray(image.dataobj.get_unscaled(), dtype=np.float64) * slope + intercept)
 
 
 def _written(dtype: np.dtype[Any], affine: Array, codes: tuple[int, int]) -> Array:

@@ -1,0 +1,115 @@
+"""`medtrain detect nodule`: the nodules of one scan, as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+FILE = click.Path(path_type=Path)
+NAME = "pivot"
+TTA = ("flip_x", "flip_y", "flip_z", "rotate_90")
+
+
+@click.command()
+@click.argument("run", type=FILE)
+@click.argument("input", type=FILE)
+@click.option("--out", required=True, type=FILE, help="Folder for JSON, CSV, NIfTI images and pictures.")
+@click.option("--split", default=0, show_default=True, type=click.IntRange(min=0), help="Which split of the run.")
+@click.option("--checkpoint", help="A checkpoint's name; default: the best, else the last.")
+@click.option("--series", help="SeriesInstanceUID, where a folder holds several.")
+@click.option(
+    "--tta",
+    multiple=True,
+    type=click.Choice([*TTA, "all", "none"]),
+    help="Average over views of the scan (repeatable). Default: as the run is configured.",
+)
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Least score of a candidate.")
+@click.option("--calibration", type=FILE, help="JSON file of `medtrain calibrate pivot`.")
+@click.option("--lungs-only", is_flag=True, help="Leave out windows without lung.")
+@click.option("--deidentify", is_flag=True, help="Random identifiers instead of the scan's, and no paths.")
+@click.option("--panels", default=10, show_default=True, type=click.IntRange(min=0), help="Pictured candidates.")
+@click.option("--no-heatmap", is_flag=True, help="Do not write the network's map.")
+@click.option("--device", help="auto, cpu, cuda or cuda:N; default: as the run is configured.")
+@click.option("--json", "as_json", is_flag=True, help="Last line of standard output: one JSON object.")
+def detect(
+    run: Path,
+    input: Path,
+    out: Path,
+    split: int,
+    checkpoint: str | None,
+    series: str | None,
+    tta: tuple[str, ...],
+    threshold: float | None,
+    calibration: Path | None,
+    lungs_only: bool,
+    deidentify: bool,
+    panels: int,
+    no_heatmap: bool,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Find the nodules of a scan with a trained run, and write them down.
+
+    INPUT: a folder of one DICOM series, a zip file of one, NIfTI, MHD, MHA or NRRD. `medtrain predict` gives only the
+    table.
+    """
+    import json
+
+    from medtrain import Trainer
+    from medtrain.errors import DataError, UsageError
+
+    from .outputs import write_detections
+    from .predict import DetectedScan, Request
+
+    if not input.exists():
+        raise DataError(f"{input}: there is no such file or folder")
+    if len(tta) > 1 and {"all", "none"} & set(tta):
+        raise UsageError("--tta: 'all' and 'none' go with nothing else")
+    _refuse_others(run)
+    changes: dict[str, object] = {}
+    if tta:
+        changes["tta"] = {"all": list(TTA), "none": []}.get(tta[0], list(tta))
+    if threshold is not None:
+        changes["threshold"] = threshold
+    if calibration is not None:
+        changes["calibration"] = str(calibration)
+    if lungs_only:
+        changes["lungs_only"] = True
+    # JSON's numbers, texts, booleans and lists are TOML's.
+    assignments = [f"{NAME}.inference.{key}={json.dumps(value)}" for key, value in changes.items()]
+    if device is not None:
+        assignments.append(f"computational.device={device}")
+    trainer = Trainer.from_maps(run, assignments=assignments)
+    found = trainer.predict(Request(input, series), split_idx=split, checkpoint=checkpoint)
+    if not isinstance(found, DetectedScan):
+        raise UsageError(f"{run}: another plugin than {NAME} answers for this run; use `medtrain predict`")
+    paths = write_detections(found, out, deidentify=deidentify, panels=panels, heatmap=not no_heatmap)
+    if as_json:
+        click.echo(
+            json.dumps(
+                {"status": "completed", "out": str(out), "candidates": len(found.findings), "seconds": found.seconds}
+            )
+        )
+        return
+    click.echo(f"{'':4}  score  diameter  x, y, z in mm (LPS)")
+    for finding in found.findings[:20]:
+        diameter = finding.candidate.diameter_mm
+        size = "       -" if diameter is None else f"{diameter:5.1f} mm"
+        place = ", ".join(f"{value:.1f}" for value in finding.world)
+        click.echo(f"{finding.number:4d}  {finding.candidate.confidence:5.3f}  {size}  {place}")
+    if len(found.findings) > 20:
+        click.echo(f"and {len(found.findings) - 20} more")
+    click.echo(f"\n{len(found.findings)} candidates, {len(paths)} files in {out}")
+
+
+def _refuse_others(run: Path) -> None:
+    """Raise UsageError for runs of other plugins."""
+    from medtrain.config import read_toml
+    from medtrain.errors import UsageError
+    from medtrain.maps import Maps
+
+    maps = Maps.containing(run)
+    names = read_toml(maps.config_file)[1].get("run", {}).get("plugins", [])
+    if NAME not in names:
+        raise UsageError(f"{run}: a run of {', '.join(names) or 'no plugin'}; nodules are found by those of {NAME}")
