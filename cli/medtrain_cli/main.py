@@ -47,6 +47,7 @@ GROUPS = {
     "data": "Make and inspect data.",
     "data.check": "Check data before they are used.",
     "data.prepare": "Make data ready for training.",
+    "data.show": "Look at data.",
     "data.synth": "Write synthetic data in a real layout.",
     "import": "Take over what other programs left.",
     "saliency": "Show what a model looks at.",

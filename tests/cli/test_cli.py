@@ -163,7 +163,8 @@ def test_plain_output_tells_the_next_commands(medtrain: Any) -> None:
     assert "epoch 1/1  lr 0.001  train loss" in text
     assert "Best fit" in text
     assert "medtrain eval mine --group test" in text
-    assert medtrain("run", *TOY, "--epochs", 1, "--out", "mine", code=2).stderr.startswith("Error: mine: the folder")
+    again = medtrain("run", *TOY, "--epochs", 1, "--out", "mine", code=2).stderr
+    assert again.startswith("Error: mine/split-0: the folder already holds a run that is complete")
 
 
 def test_a_dry_run_writes_nothing(medtrain: Any) -> None:

@@ -25,6 +25,8 @@ class Dataset(Protocol):
       weights: Sequence[float]     what `data.sampling = "weighted"` draws by in training
       deterministic: bool          True when `__getitem__` draws nothing at random; otherwise Python's, NumPy's
                                    and torch's generators are seeded before each training sample
+    Optional method:
+      evaluation() -> Dataset      the same samples without augmentation, for the groups that are not trained on
     """
 
     def __len__(self) -> int: ...
@@ -63,6 +65,11 @@ class Data:
         """The datasets there are, by group name."""
         found = {name: getattr(self, name) for name in GROUPS}
         return {name: dataset for name, dataset in found.items() if dataset is not None}
+
+
+def evaluation_of(dataset: Any) -> Any:
+    """The dataset as it is outside training: without augmentation, where it offers `evaluation()`."""
+    return dataset.evaluation() if hasattr(dataset, "evaluation") else dataset
 
 
 def sample_ids_of(dataset: Dataset) -> Sequence[str]:

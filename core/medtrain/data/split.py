@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from medtrain import determinism
 from medtrain.data.adapt import Weighted, adopt, named
-from medtrain.data.contract import GROUPS, Data, Dataset, participants_of, sample_ids_of
+from medtrain.data.contract import GROUPS, Data, Dataset, evaluation_of, participants_of, sample_ids_of
 from medtrain.data.loader import Loader
 from medtrain.data.partition import deal_folds, hold_out
 from medtrain.errors import DataError, first_lines
@@ -249,7 +249,8 @@ def _partition(
     members_of: dict[str, list[int]] = {name: [] for name in GROUPS if name in used or fractions.get(name)}
     for place, owner in enumerate(owners):
         members_of[group_of.get(owner, "train")].append(place)
-    return {name: Part(dataset, indices) for name, indices in members_of.items()}
+    plain = evaluation_of(dataset)
+    return {name: Part(dataset if name == "train" else plain, indices) for name, indices in members_of.items()}
 
 
 def _refuse_repeats(groups: dict[str, Dataset]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medtrain.data.contract import Dataset, participants_of
+from medtrain.data.contract import Dataset, evaluation_of, participants_of
 from medtrain.data.split import Part, Split
 from medtrain.data.tables import BASELINE, FACTS, KFOLD_CONFIG, PARTICIPANT, SESSION, SINGLE_CONFIG, TRAIN, read_rows
 from medtrain.errors import DataError, UsageError, first_lines
@@ -72,8 +72,9 @@ class SingleSplit:
         """The split of a dataset into `train` and `validation` (the held-out side, whatever the folder calls it).
 
         dataset: tells `participants` and, to be matched session by session, `sessions`. eval_dataset: where the
-        held-out samples come from instead, for example whole images beside training patches. Pairs of the tables
-        that are not in the data are warned of; raises DataError when a side is left without samples.
+        held-out samples come from instead, for example whole images beside training patches; default: `evaluation()`
+        of the dataset where it offers that, so that nothing held out is augmented, else the dataset itself. Pairs of
+        the tables that are not in the data are warned of; raises DataError when a side is left without samples.
         """
         return next(_splits({0: self._sides}, dataset, eval_dataset))
 
@@ -220,7 +221,7 @@ def _splits(
 ) -> Iterator[Split]:
     """Look everything up and warn, then give one split after the other."""
     train = _Samples(dataset)
-    held_out = train if eval_dataset is None else _Samples(eval_dataset)
+    held_out = _Samples(evaluation_of(dataset) if eval_dataset is None else eval_dataset)
     _warn_absent(sides, train, held_out)
 
     def one_by_one() -> Iterator[Split]:

@@ -30,13 +30,13 @@ class Brain:
 
     @hookimpl
     def build_data(self, config: RunConfig) -> Data:
-        """Images of a BIDS or CAPS tree, for the core to split. What they settle of the options is settled here."""
-        from .dataset import open_cohort
+        """Images of a BIDS or CAPS tree, for the core to split; they complete the options."""
+        from .data import open_cohort
         from .tasks import settle
 
         options = config.options(self.name)
         data = open_cohort(options, config)
-        settle(options, data)
+        settle(options, data.whole)
         return data
 
     @hookimpl
@@ -55,10 +55,17 @@ class Brain:
 
     @hookimpl
     def build_metrics(self, config: RunConfig, data: Data) -> list[Metric]:
-        """The metrics of the task, by image."""
-        from .tasks import build_metrics
+        """The metrics of the task, by image.
 
-        return build_metrics(config.options(self.name))
+        The training group is known here, before model and loss: what follows from labels follows from it alone.
+        """
+        from .tasks import build_metrics, learn, settle
+
+        options = config.options(self.name)
+        if data.train is not None:
+            settle(options, data.train)
+            learn(options, data.train)
+        return build_metrics(options)
 
     @hookimpl
     def build_augmentation(self, config: RunConfig) -> BatchAugmentation | None:

@@ -140,7 +140,7 @@ def open_cache(
     folder = Path(folder)
     _refuse_foreign(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / LOCK):
+    with locked(folder / LOCK):
         old = _read_index(folder, settings)
         reused = {entry["name"]: entry for entry in old["entries"]} if old else {}
         kept = {s.name: reused[s.name] for s in sources if s.name in reused and _is_current(reused[s.name], s)}
@@ -267,7 +267,8 @@ def _sha256(path: str) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold a file that other processes hold too, one at a time; they wait."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

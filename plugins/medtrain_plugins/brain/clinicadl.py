@@ -341,7 +341,8 @@ class _Reader:
     def dataset(self, number: int) -> dict[str, Any]:
         """What dataset.json says of file type, tree and transforms."""
         there = self.fields(f"training/data/train/split-{number}/dataset.json")
-        self.tree = self.images or Path(there.part("bids").take("path", ""))
+        recorded = Path(there.part("bids").take("path", ""))
+        self.tree = self.images or recorded
         for key in ("data", "columns"):
             there.take(key)
         if there.name not in ("", "BidsDataset"):

@@ -123,7 +123,7 @@ def check(
     Missing sessions, ambiguous names, dimensions, affines, masks that do not fit, damage, voxels that are not finite.
     Exits with 3 when there is something.
     """
-    from .dataset import check_tree
+    from .checking import check_tree
 
     count, problems = check_tree(
         bids,

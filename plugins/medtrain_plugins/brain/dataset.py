@@ -15,17 +15,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from medtrain import Data, RunConfig
 from medtrain.cache import cache_dir as default_cache
-from medtrain.errors import ConfigError, DataError, first_lines, nearest
+from medtrain.errors import ConfigError, DataError, first_lines
 from torch import Tensor
 
 from .bids import KEYS, Tree, Visit, order, read_table, with_ids
 from .cache import DiskCache, Kind, MemoryCache, Source, open_cache
 from .caps import FileType, as_file_type
+from .cohort import Cohort, times
 from .extraction import ExtractionOptions, Place, cut, find_places
-from .transforms import Pipeline, Step, as_options, with_affine
-from .volumes import Header, is_nifti, orient, read_header, read_stored, same_place, scale
+from .transforms import Pipeline, Step, as_options
+from .volumes import Header, orient, read_stored, scale, voxel_size
 
 log = logging.getLogger("medtrain")
 
@@ -44,7 +44,7 @@ class BidsDataset:
     `sample_id` (participant and session, and the part's name), `participant_id`, `session_id`; `image` float32
     (C, D, H, W), axes as in the file (or `canonical`: to the right, front and up), slices (C, H, W); for labelled
     classification `label` () int64, for regression () float32; with masks, `mask` int64 of the image's shape with one
-    channel. Parts also have `image_id`, `position` (3,) int64, the first voxel, which padding may put beyond the
+    channel; `spacing` float32, the size of the image's voxels in mm along each of its axes. Parts also have `image_id`, `position` (3,) int64, the first voxel, which padding may put beyond the
     border, and `image_shape` (3,) int64. Each of `columns` comes as float32, or as text where it is text.
 
     bids: folder of the tree. file_type, masks: a preset's name or a table, see `caps.as_file_type`.
@@ -59,7 +59,7 @@ class BidsDataset:
     exclude: "strict" raises DataError for whatever cannot be used, all of it at once; "skip" leaves it out and lists it
     in `about`. non_finite: what becomes of voxels that are NaN or infinite, "error" or "zero".
 
-    Also: `sample_ids`, `participants`, `sessions`, `strata`, `classes`, one per sample; `about`, for the run directory.
+    Also: `sample_ids`, `participants`, `sessions`, `strata`, `labels`, `classes`, one per sample; `about`, for the run directory.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class BidsDataset:
             if pipeline is not None:
                 pipeline.check()
         tree = Tree(self.bids)
-        cohort = _Cohort(
+        cohort = Cohort(
             tree,
             kind,
             mask_kind,
@@ -132,6 +132,7 @@ class BidsDataset:
                 first_lines(list(cohort.problems.values())),
             )
         self._images, self._masks, self._headers = cohort.paths, cohort.mask_paths, cohort.headers
+        self._spacings = [voxel_size(self._affine(row)) for row in range(len(self._headers))]
         rows = cohort.usable
         self._visits = [Visit(*keys) for keys in rows[KEYS].itertuples(index=False)]
         self._values = self._columns(rows)
@@ -152,8 +153,8 @@ class BidsDataset:
         self.participants = [self._visits[row].participant_id for row in self._row_of]
         self.sessions = [self._visits[row].session_id for row in self._row_of]
         self.strata = [strata[row] for row in self._row_of]
-        classified = task == "classification" and self._labels is not None
-        self.classes = [int(self._labels[row]) for row in self._row_of] if classified else None  # type: ignore[index]
+        self.labels = None if self._labels is None else self._labels[self._row_of].tolist()
+        self.classes: list[int] | None = self.labels if task == "classification" else None
         self.deterministic = self._after is None
         self.about = self._describe(cohort)
 
@@ -169,6 +170,8 @@ class BidsDataset:
             "session_id": visit.session_id,
         }
         arrays = self._arrays(row, part=place is not None)
+        spacing = arrays.get("spacing", self._spacings[row])
+        arrays = {key: array for key, array in arrays.items() if key != "spacing"}
         if place is not None:
             shape = next(iter(arrays.values())).shape[1:]
             sample["image_id"] = str(visit)
@@ -176,6 +179,9 @@ class BidsDataset:
             arrays = {key: cut(array, place, self._options, labels=key == "mask") for key, array in arrays.items()}
         for key, array in arrays.items():
             sample[key] = _tensor(array, np.int64 if key == "mask" else np.float32)
+        if sample["image"].dim() == 3:  # a slice has two axes
+            spacing = np.delete(spacing, self._options.direction)
+        sample["spacing"] = _tensor(spacing, np.float32)
         if self._labels is not None:
             sample["label"] = self._labels[row]
         for name, values in self._values.items():
@@ -278,7 +284,7 @@ class BidsDataset:
                 parts.append([_text(value) for value in rows[name]])
         return [" ".join(values) for values in zip(*parts, strict=True)]
 
-    def _describe(self, cohort: _Cohort) -> dict[str, Any]:
+    def _describe(self, cohort: Cohort) -> dict[str, Any]:
         shapes = Counter(header.shape for header in self._headers)
         about: dict[str, Any] = {
             "bids": self.bids,
@@ -286,7 +292,7 @@ class BidsDataset:
             "participants": len({visit.participant_id for visit in self._visits}),
             "images": len(self._visits),
             "samples": len(self),
-            "shapes": {_times(shape): count for shape, count in shapes.most_common(5)},
+            "shapes": {times(shape): count for shape, count in shapes.most_common(5)},
             "excluded": list(cohort.problems.values()),
         }
         if self.label is not None:
@@ -300,8 +306,8 @@ class BidsDataset:
     # --- how one is read
 
     def _arrays(self, row: int, part: bool = False) -> dict[str, Array]:
-        """The image, and the mask, of a row, transformed: from the cache, or read. part: of which a part is wanted."""
-        keys = ("image", "mask") if self._masks else ("image",)
+        """What is read of a row, transformed: from the cache, or from its files. part: of which a part is wanted."""
+        keys = self._keys
         if self._cache is not None:
             found = {key: self._cache.get(len(keys) * row + number) for number, key in enumerate(keys)}
             if all(array is not None for array in found.values()):
@@ -317,26 +323,28 @@ class BidsDataset:
         return arrays
 
     def _read(self, row: int) -> dict[str, Array]:
-        """The image (C, D, H, W), as stored or float32, and the mask (1, D, H, W) of a row from their files."""
+        """The image (C, D, H, W), as stored or float32, and the mask (1, D, H, W) of a row from their files.
+
+        What transforms did to the size of voxels is their `spacing` (3,).
+        """
         header = self._headers[row]
         arrays = {"image": self._volume(self._images[row], header)}
         if self._masks:
             arrays["mask"] = _integers(self._volume(self._masks[row], None), self._masks[row])
         if self._before is None:
             return arrays
-        affine = self._affine(row)
-        sample = {"image": with_affine(_tensor(arrays["image"], np.float32), affine)}
+        sample = {"image": _tensor(arrays["image"], np.float32)}
         if "mask" in arrays:
-            sample["mask"] = with_affine(_tensor(arrays["mask"], arrays["mask"].dtype), affine)
+            sample["mask"] = _tensor(arrays["mask"], arrays["mask"].dtype)
         try:
-            changed = self._before(sample)
+            changed, affine = self._before.with_affine(sample, self._affine(row))
         except DataError as error:
             raise DataError(f"{self._images[row]}: {error}") from None
         if changed["image"].dim() != 4:
             raise ConfigError(
                 f"transforms: they make images of shape {tuple(changed['image'].shape)}, not (C, D, H, W)"
             )
-        return {key: value.numpy() for key, value in changed.items()}
+        return {key: value.numpy() for key, value in changed.items()} | {"spacing": voxel_size(affine)}
 
     def _affine(self, row: int) -> Array:
         header = self._headers[row]
@@ -377,6 +385,11 @@ class BidsDataset:
 
     # --- what is kept
 
+    @property
+    def _keys(self) -> tuple[str, ...]:
+        """What is kept of a row. Without transforms its spacing follows from the header."""
+        return ("image", *(("mask",) if self._masks else ()), *(("spacing",) if self._before else ()))
+
     def _kinds(self, row: int) -> dict[str, Kind]:
         """What the arrays of a row will be: from its header, or, with transforms, from the first image's."""
         if self._before is not None:
@@ -393,7 +406,7 @@ class BidsDataset:
         return {"image": Kind(shape, "<f4" if wide else dtype.str), "mask": Kind((1, *shape[1:]), "|u1")}
 
     def _open_cache(self) -> MemoryCache | DiskCache | None:
-        keys = ("image", "mask") if self._masks else ("image",)
+        keys = self._keys
         if self.cache == "memory":
             return MemoryCache([self._kinds(row)[key] for row in range(len(self._visits)) for key in keys])
         if self.cache == "none":
@@ -426,134 +439,6 @@ class BidsDataset:
         return default_cache() / f"brain-{digest}"
 
 
-class _Cohort:
-    """What of the wanted sessions can be used, and why not the rest: everything is looked at before it is told.
-
-    rows: the wanted sessions. usable: those without a problem, with their `paths`, `mask_paths` and `headers`.
-    problems: by session, or by participant without one. everyone: in participants.tsv must be there. alike: images must
-    have one shape.
-    """
-
-    def __init__(
-        self,
-        tree: Tree,
-        kind: FileType,
-        mask_kind: FileType | None,
-        rows: pd.DataFrame,
-        needed: Sequence[str],
-        *,
-        everyone: bool,
-        alike: bool,
-    ) -> None:
-        for name in needed:
-            if name not in rows:
-                raise DataError(
-                    f"{tree.root}: no table has the column {name!r}{nearest(name, map(str, rows))}; there are: "
-                    + ", ".join(map(str, rows))
-                )
-        self.rows = rows
-        self.problems: dict[str, str] = {}
-        images, several = tree.find(kind)
-        masks, several_masks = tree.find(mask_kind) if mask_kind else ({}, {})
-        headers: dict[Visit, Header] = {}
-        visits = [Visit(*keys) for keys in rows[KEYS].itertuples(index=False)]
-        incomplete = rows[list(needed)].isna()
-        for number, visit in enumerate(visits):
-            without = [name for name in needed if incomplete[name].iloc[number]]
-            try:
-                if visit in several or visit in several_masks:
-                    raise DataError(several.get(visit) or several_masks[visit])
-                if visit not in images:
-                    raise DataError(f"{visit}: " + _missing(tree, kind, visit))
-                headers[visit] = _check_image(images[visit], kind.dimensions)
-                if mask_kind is not None:
-                    if visit not in masks:
-                        raise DataError(f"{visit}: " + _missing(tree, mask_kind, visit))
-                    _check_mask(masks[visit], headers[visit], images[visit])
-                if without:
-                    raise DataError(f"{visit}: no value of {', '.join(without)} in the tables")
-            except DataError as error:
-                self.problems[str(visit)] = str(error)
-        if alike:
-            self._check_shapes(headers, kind.dimensions, images)
-        for participant in tree.unknown_participants() if everyone else ():
-            if participant not in set(rows["participant_id"]):
-                self.problems[participant] = f"{participant}: named in participants.tsv, but there is no such folder"
-        kept = [str(visit) not in self.problems for visit in visits]
-        self.usable = rows[kept].reset_index(drop=True)
-        chosen = [visit for visit, keep in zip(visits, kept, strict=True) if keep]
-        self.paths = [images[visit] for visit in chosen]
-        self.mask_paths = [masks[visit] for visit in chosen] if mask_kind else []
-        self.headers = [headers[visit] for visit in chosen]
-
-    def _check_shapes(self, headers: dict[Visit, Header], dimensions: int, images: dict[Visit, str]) -> None:
-        """Images of a batch must be alike: those that differ from most are a problem, unless transforms follow."""
-        shapes = {v: h.spatial(dimensions) for v, h in headers.items() if str(v) not in self.problems}
-        if not shapes:
-            return
-        usual = Counter(shapes.values()).most_common(1)[0][0]
-        for visit, shape in shapes.items():
-            if shape != usual:
-                self.problems[str(visit)] = (
-                    f"{images[visit]}: the image has {_times(shape)} voxels, most have {_times(usual)}; "
-                    "resize them, for example by the transform ResizeWithPadOrCrop"
-                )
-
-
-def _missing(tree: Tree, kind: FileType, visit: Visit) -> str:
-    if visit in tree.derivative(kind.pipeline).files:
-        return f"no file {kind.describe()} in this session"
-    return "there is no folder of this session"
-
-
-def _check_image(path: str, dimensions: int) -> Header:
-    if not is_nifti(path):
-        raise DataError(f"{path}: not a .nii or .nii.gz file; convert it")
-    header = read_header(path)
-    if problem := header.problem(dimensions):
-        raise DataError(f"{path}: {problem}")
-    return header
-
-
-def _check_mask(path: str, image: Header, image_path: str) -> None:
-    header = _check_image(path, 3)
-    shape, wanted = header.spatial(3), image.shape[:3]
-    if shape != wanted:
-        raise DataError(f"{path}: the mask has {_times(shape)} voxels, its image {_times(wanted)}; resample it")
-    if not same_place(header.affine, image.affine):
-        raise DataError(f"{path}: the mask's affine differs from that of {Path(image_path).name}; resample it")
-
-
-def check_tree(
-    bids: str | Path,
-    file_type: FileType | dict[str, Any] | str = "T1w",
-    *,
-    masks: FileType | dict[str, Any] | str | None = None,
-    data: str | Path | None = None,
-    label: str | None = None,
-    canonical: bool = False,
-    contents: bool = True,
-) -> tuple[int, list[str]]:
-    """How many images can be used, and what is wrong with the others, one line for each.
-
-    contents: also decode every file: damage, voxels that are not finite, blank images, masks that are not whole numbers
-    or empty. Arguments as for `BidsDataset`.
-    """
-    dataset = BidsDataset(
-        bids,
-        file_type,
-        data=data,
-        label=label,
-        task="classification" if masks is None else "segmentation",
-        masks=masks,
-        exclude="skip",
-        canonical=canonical,
-    )
-    problems: list[str] = list(dataset.about["excluded"])
-    bad = [problem for row in range(len(dataset)) if (problem := dataset.look_at(row))] if contents else []
-    return len(dataset) - len(bad), problems + bad
-
-
 def _integers(mask: Array, path: str) -> Array:
     """Labels (1, D, H, W) in the smallest type that holds them; raises DataError for values that are no labels."""
     rounded = np.rint(mask)
@@ -579,70 +464,3 @@ def _number_first(text: str) -> tuple[int, float, str]:
         return 0, float(text), ""
     except ValueError:
         return 1, 0.0, text
-
-
-def _times(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
-
-
-def open_cohort(options: Any, config: RunConfig) -> Data:
-    """The images of a run as one dataset, for the core to split by participant.
-
-    The tree is `data.images`, or `data.table` when that is a folder; a table beside it chooses the sessions. Without
-    either, the demo's tree is made. Augmentations are the plugin's `build_augmentation`, which trains alone.
-    """
-    table, bids = config.data.table, config.data.images
-    if bids is None and table is not None and table.is_dir():
-        bids, table = table, None
-    if bids is None and table is not None:
-        raise ConfigError(f"data.images: the folder of the BIDS or CAPS tree is needed beside the table {table}")
-    if bids is None:
-        bids = demo_folder(options)
-    labelled = options.task in ("classification", "regression")
-    if labelled and not options.label:
-        raise ConfigError(f"label: {options.task} needs the name of the column to predict")
-    dataset = BidsDataset(
-        bids,
-        options.file_type,
-        data=table,
-        label=options.label if labelled else None,
-        task=options.task,
-        masks=(getattr(options, "masks", None) or "Segmentation") if options.task == "segmentation" else None,
-        class_names=(getattr(options, "classes", None) or None) if options.task == "classification" else None,
-        stratify=options.stratify,
-        extraction=options.extraction,
-        transforms=options.transforms,
-        cache=options.cache,
-        cache_dir=options.cache_dir or None,
-        exclude=options.exclude,
-        canonical=getattr(options, "canonical", False),
-        non_finite=getattr(options, "non_finite", "error"),
-    )
-    return Data(whole=dataset, about=dataset.about)
-
-
-def demo_folder(options: Any) -> Path:
-    """The synthetic tree of the demo, made on first use and kept in the cache."""
-    if not options.demo_participants:
-        raise ConfigError("data.images: no data given; use --images BIDS, or --preset demo")
-    from . import synth
-
-    # Another generator makes other images: its source is part of the name.
-    version = hashlib.sha256(Path(synth.__file__).read_bytes()).hexdigest()[:8]
-    settings = f"{options.demo_participants}-{options.demo_seed}-{options.demo_signal}-{options.demo_size}-{version}"
-    folder = default_cache() / f"brain-demo-{settings}"
-    if not (folder / synth.SETTINGS).is_file():
-        log.info("Making the demo's images of %d participants, kept in %s", options.demo_participants, folder)
-        signal: Any = options.demo_signal
-        variant: Any = "atrophy"
-        if signal in synth.VARIANTS:
-            variant, signal = signal, "diagnosis"
-        synth.synthesize(
-            folder,
-            options.demo_participants,
-            size=options.demo_size,
-            seed=options.demo_seed,
-            variant=variant,
-            signal=signal,
-        )
-    return folder

@@ -18,7 +18,7 @@ from .caps import as_file_type
 from .extraction import Place, cut, find_places
 from .inference import padded, windows_of
 from .options import BrainOptions
-from .transforms import Pipeline, with_affine
+from .transforms import Pipeline
 from .volumes import orient, read_volume
 
 Array = npt.NDArray[Any]
@@ -85,26 +85,14 @@ def open_image(path: Path, options: BrainOptions) -> Opened:
     image = torch.from_numpy(np.ascontiguousarray(channels, dtype=np.float32))
     if options.transforms:
         try:
-            image, affine = _transform(image, affine, options.transforms)
+            pipeline = Pipeline(options.transforms)
+            changed, affine = pipeline.with_affine({"image": image}, affine)
+            image = changed["image"]
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
     if options.input_shape and len(image) != options.input_shape[0]:
         raise DataError(f"{path}: {len(image)} channels, the model was trained on {options.input_shape[0]}")
     return Opened(image, np.asarray(affine, dtype=np.float64), np.asarray(file_affine), file_shape)
-
-
-def _transform(image: Tensor, affine: Array, steps: list[Any]) -> tuple[Tensor, Array]:
-    """The image after the transforms, and its affine, which MONAI carries along."""
-    changed: Any = {"image": with_affine(image, affine)}
-    pipeline = Pipeline(steps)
-    pipeline.check()
-    for step in pipeline._steps(("image",)):
-        try:
-            changed = step(changed)
-        except Exception as error:  # what MONAI raises depends on the transform
-            raise DataError(f"transforms: {type(step).__name__} failed: {error}") from error
-    found = changed["image"]
-    return found.as_tensor().to(torch.float32), found.affine.numpy()
 
 
 def parts_of(image: Tensor, options: BrainOptions) -> Iterator[tuple[Tensor, Place]]:

@@ -44,8 +44,8 @@ class InferenceOptions(SectionModel):
 
 
 class BrainOptions(SectionModel):
-    """`[plugins.brain]`. `input_shape`, `classes`, `class_weights` and `label_scale` are completed from the data and
-    recorded with the run."""
+    """`[plugins.brain]`. `input_shape` and `classes` are completed from the data, `class_weights` and `label_scale` from
+    the training group alone, and recorded with the split."""
 
     # The cohort: data.table is the BIDS or CAPS folder.
     task: Literal["classification", "regression", "segmentation", "reconstruction"] = Field(
@@ -74,8 +74,7 @@ class BrainOptions(SectionModel):
     )
     demo_participants: int = Field(0, ge=0, description="without data: participants of a synthetic cohort")
     demo_seed: int = Field(0, ge=0, description="its seed")
-    demo_signal: str = Field("diagnosis", description="what its images tell; none: nothing")
-    demo_size: int = Field(32, ge=8, description="voxels of its images along each axis")
+    demo_size: int = Field(32, ge=12, description="voxels of its images along each axis")
 
     # The network.
     network: str = Field("Conv5_FC3", description="Conv5_FC3, or a network of MONAI by its class name")
@@ -92,11 +91,11 @@ class BrainOptions(SectionModel):
     # What it is trained by and judged with.
     loss: str = Field("", description="empty: cross_entropy, mse, dice_ce, mse by task; others: see the documentation")
     class_weights: list[float] | Literal["balanced"] = Field(
-        [], description="of the cross-entropy, by class; balanced: inverse to their frequency in the cohort"
+        [], description="of the cross-entropy, by class; balanced: inverse to their frequency in training"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross-entropy of classification")
     label_scale: list[float] = Field(
-        [], description="regression: mean and spread the network learns its target in; empty: those of the labels"
+        [], description="regression: mean and spread the network learns its target in; empty: those of the training labels"
     )
     threshold: float = Field(0.5, gt=0, lt=1, description="two classes: probability from which the second one is said")
     surface_metrics: bool = Field(True, description="segmentation: also distances between surfaces, which take time")

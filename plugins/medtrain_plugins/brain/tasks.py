@@ -1,10 +1,11 @@
-"""What each task makes of the options: network, loss and metrics; and what the data settle of them."""
+"""What each task makes of the options: network, loss and metrics; and what the data complete of them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from medtrain.errors import ConfigError, DataError
 from torch import nn
 
@@ -16,66 +17,78 @@ from .networks import build_network
 from .options import BrainOptions
 
 if TYPE_CHECKING:
-    from medtrain import Data
     from medtrain.metrics import Metric
 
 
-def settle(options: BrainOptions, data: Data) -> None:
-    """Complete the options from the data, before anything is built from them or recorded.
+def settle(options: BrainOptions, dataset: Any) -> None:
+    """Complete what all groups share, the shape of images and the names of classes, from any dataset of them.
 
-    `input_shape`, `classes`, `class_weights` that are "balanced" and `label_scale` follow from the training group,
-    or from all samples where the core has yet to split them. Raises DataError for labels that the task cannot use.
+    Raises ConfigError for images of another shape than the options say, DataError for labels the task cannot use.
     """
-    dataset: Any = data.whole or data.train or next(iter(data.groups().values()))
     shape = list(dataset[0]["image"].shape)
     if not options.input_shape:
         options.input_shape = shape
     elif options.input_shape != shape and not options.inference.window:
         raise ConfigError(f"plugins.brain.input_shape: {options.input_shape}, but the images are {shape}")
     if options.task == "classification":
-        _settle_classes(options, dataset)
-    elif options.task == "regression":
-        _settle_scale(options, dataset)
+        labels = _classes(options, dataset)
+        if not options.classes:
+            named = _told(dataset, "class_names") or [str(number) for number in range(labels.max() + 1)]
+            options.classes = [str(name) for name in named]
+        count = len(options.classes)
+        if count < 2:
+            raise DataError(f"plugins.brain.label: {options.label!r} has one value only, {options.classes}")
+        if labels.min() < 0 or labels.max() >= count:
+            raise DataError(f"labels from {labels.min()} to {labels.max()} are not numbers of {count} classes")
     elif options.task == "segmentation" and not options.classes:
-        labels = 1 + max(int(dataset[number]["mask"].max()) for number in range(len(dataset)))
-        names = ["background", *(f"label_{number}" for number in range(1, max(labels, 2)))]
-        options.classes = names
+        highest = max(int(dataset[number]["mask"].max()) for number in range(len(dataset)))
+        options.classes = ["background", *(f"label_{number}" for number in range(1, max(highest, 1) + 1))]
 
 
-def _settle_classes(options: BrainOptions, dataset: Any) -> None:
+def learn(options: BrainOptions, train: Any) -> None:
+    """Complete what follows from labels, `class_weights` that are "balanced" and `label_scale`: from the training group.
+
+    What is complete stays. Raises DataError for classes without an image, and labels that are no numbers.
+    """
+    if options.task == "classification" and options.class_weights == "balanced":
+        labels, count = _classes(options, train), len(options.classes)
+        frequency = np.bincount(labels, minlength=count)
+        if not frequency.all():
+            absent = options.classes[int(frequency.argmin())]
+            raise DataError(f"plugins.brain.class_weights: no training image of class {absent}")
+        options.class_weights = (len(labels) / (count * frequency)).tolist()
+    elif options.task == "regression" and not options.label_scale:
+        values = np.asarray(_labels(train), dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise DataError(
+                f"plugins.brain.label: {options.label!r} is not a number everywhere; leave those sessions out"
+            )
+        options.label_scale = [float(values.mean()), float(values.std()) or 1.0]
+
+
+def _classes(options: BrainOptions, dataset: Any) -> npt.NDArray[np.int64]:
     classes = getattr(dataset, "classes", None)
     if classes is None:
         raise DataError(f"plugins.brain.label: the data have no classes of {options.label!r} to tell apart")
-    labels = np.asarray(classes, dtype=np.int64)
-    if not options.classes:
-        named = getattr(dataset, "class_names", None) or [str(number) for number in range(labels.max() + 1)]
-        options.classes = [str(name) for name in named]
-    count = len(options.classes)
-    if count < 2:
-        raise DataError(f"plugins.brain.label: {options.label!r} has one value only, {options.classes}")
-    if labels.min() < 0 or labels.max() >= count:
-        raise DataError(f"labels from {labels.min()} to {labels.max()} are not numbers of {count} classes")
-    if options.class_weights == "balanced":
-        frequency = np.bincount(labels, minlength=count)
-        if not frequency.all():
-            raise DataError(f"class_weights: no image of class {options.classes[int(frequency.argmin())]}")
-        options.class_weights = (len(labels) / (count * frequency)).tolist()
-    if options.class_weights and len(options.class_weights) != count:
-        raise ConfigError(
-            f"plugins.brain.class_weights: {len(options.class_weights)} weights for {count} classes "
-            f"({', '.join(options.classes)})"
-        )
+    return np.asarray(classes, dtype=np.int64)
 
 
-def _settle_scale(options: BrainOptions, dataset: Any) -> None:
-    if options.label_scale:
-        return
-    stored = getattr(dataset, "labels", None)
-    values = stored if stored is not None else [float(dataset[number]["label"]) for number in range(len(dataset))]
-    labels = np.asarray(values, dtype=np.float64)
-    if not np.isfinite(labels).all():
-        raise DataError(f"plugins.brain.label: {options.label!r} is not a number everywhere; leave those sessions out")
-    options.label_scale = [float(labels.mean()), float(labels.std()) or 1.0]
+def _labels(dataset: Any) -> Any:
+    """The label of each sample, without reading images where the dataset, or the one it is a part of, tells them."""
+    if (labels := getattr(dataset, "labels", None)) is not None:
+        return labels
+    if (labels := getattr(getattr(dataset, "dataset", None), "labels", None)) is not None:
+        return [labels[index] for index in dataset.indices] if hasattr(dataset, "indices") else labels
+    return [float(dataset[number]["label"]) for number in range(len(dataset))]
+
+
+def _told(dataset: Any, name: str) -> Any:
+    """What a dataset, or the one it is a part of, tells of all its samples."""
+    while dataset is not None:
+        if (found := getattr(dataset, name, None)) is not None:
+            return found
+        dataset = getattr(dataset, "dataset", None)
+    return None
 
 
 def network_shape(options: BrainOptions) -> list[int]:
@@ -114,11 +127,20 @@ def build_loss(options: BrainOptions) -> nn.Module:
     """The loss of the task."""
     name, weights = options.loss_name, options.class_weights
     if weights == "balanced":
-        raise ConfigError("plugins.brain.class_weights: 'balanced' weights follow from the plugin's data; give numbers")
+        raise ConfigError("plugins.brain.class_weights: 'balanced' is settled with the plugin's metrics; give numbers")
+    if options.task == "classification" and weights and len(weights) != len(options.classes):
+        raise ConfigError(
+            f"plugins.brain.class_weights: {len(weights)} weights for {len(options.classes)} classes "
+            f"({', '.join(options.classes)})"
+        )
     if options.task == "classification":
         return ClassLoss(weights, options.label_smoothing, focal=name == "focal")
     if options.task == "regression":
-        return RegressionLoss(name, (options.label_scale or [0.0, 1.0])[1])
+        if not options.label_scale:
+            raise ConfigError(
+                "plugins.brain.label_scale: it is settled with the plugin's metrics; give two numbers, such as [70, 10]"
+            )
+        return RegressionLoss(name, options.label_scale[1])
     if options.task == "segmentation":
         return SegmentationLoss(name, weights)
     return ReconstructionLoss(name)

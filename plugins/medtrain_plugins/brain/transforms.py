@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from medtrain.errors import ConfigError, DataError, nearest
 from pydantic import BaseModel, ConfigDict, Field
@@ -37,6 +38,7 @@ class TransformOptions(BaseModel):
 
 
 Step = TransformOptions | dict[str, Any] | str
+Array = npt.NDArray[Any]
 
 
 def as_options(steps: Sequence[Step]) -> list[TransformOptions]:
@@ -76,11 +78,25 @@ class Pipeline:
     def __call__(self, sample: dict[str, Any], seed: int | None = None) -> dict[str, Any]:
         """The sample with its images and mask changed: images float32, the mask in its own dtype.
 
-        seed: all that is drawn follows from it; needed when `random`. Tensors may be `MetaTensor`s with an affine.
+        seed: all that is drawn follows from it; needed when `random`.
         """
         if not self.steps:
             return sample
-        keys = tuple(key for key in (*self.images, self.mask) if key in sample)
+        return sample | {key: _plain(value) for key, value in self._changed(sample, seed).items()}
+
+    def with_affine(self, sample: dict[str, Any], affine: Any) -> tuple[dict[str, Any], Array]:
+        """The sample changed, its images and mask lying where `affine` (4, 4) says, and the affine of the result."""
+        changed = self._changed({key: _lying(sample[key], affine) for key in self._keys(sample)}, None)
+        found = getattr(changed[self.images[0]], "affine", affine)
+        plain = {key: _plain(value) for key, value in changed.items()}
+        return sample | plain, np.asarray(found, dtype=np.float64)
+
+    def _keys(self, sample: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(key for key in (*self.images, self.mask) if key in sample)
+
+    def _changed(self, sample: dict[str, Any], seed: int | None) -> dict[str, Any]:
+        """The images and the mask after all steps, as MONAI left them, in their dtypes."""
+        keys = self._keys(sample)
         steps = self._steps(keys)
         if self.random:
             if seed is None:
@@ -99,14 +115,13 @@ class Pipeline:
                     raise DataError(f"{self.where}: {options.name} failed: {error}") from error
                 if not isinstance(changed, dict):
                     raise ConfigError(f"{self.where}: {options.name} makes several samples of one; use extraction")
-        result = sample | {key: _plain(changed[key]) for key in keys}
+        result: dict[str, Any] = {}
         for key in keys:
+            value = torch.as_tensor(changed[key])
             if key == self.mask:
-                result[key] = (
-                    result[key].round().to(dtype) if result[key].is_floating_point() else result[key].to(dtype)
-                )
+                result[key] = (value.round() if value.is_floating_point() else value).to(dtype)
             else:
-                result[key] = result[key].to(torch.float32)
+                result[key] = value.to(torch.float32)
         return result
 
     def _steps(self, keys: tuple[str, ...]) -> list[Any]:
@@ -183,7 +198,7 @@ def _metadata(kept: bool) -> Iterator[None]:
             set_track_meta(before)
 
 
-def with_affine(image: Tensor, affine: Any) -> Tensor:
+def _lying(image: Tensor, affine: Any) -> Tensor:
     """The image (C, D, H, W) as a tensor that MONAI can resample and reorient by its affine (4, 4)."""
     from monai.data import MetaTensor
 

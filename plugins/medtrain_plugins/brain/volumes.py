@@ -296,6 +296,12 @@ def orient(array: Array, affine: Array) -> Volume:
     return Volume(apply_orientation(array, turns), affine @ inv_ornt_aff(turns, array.shape[:3]))
 
 
+def voxel_size(affine: Array) -> Array:
+    """Millimetres (3,) along each axis of the array that an affine (4, 4) places."""
+    size: Array = np.linalg.norm(affine[:3, :3], axis=0)
+    return size
+
+
 def same_place(first: Array, second: Array, tolerance: float = 0.05) -> bool:
     """Whether two affines put voxels in the same places, up to a part of a voxel over a hundred of them."""
     corners = np.array([[0, 0, 0, 1], [100, 0, 0, 1], [0, 100, 0, 1], [0, 0, 100, 1]], dtype=np.float64)

@@ -6,20 +6,18 @@ is counted and listed with its reason; nothing is guessed.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from medtrain.data.preparing import processes, refuse_mixture, write_report
 from medtrain.errors import DataError, UsageError, first_lines, nearest
 from PIL import Image as PillowImage
 
@@ -94,12 +92,12 @@ def prepare(
     """
     settings = settings or Settings()
     _check(settings, source)
-    _refuse_mixture(out, settings)
+    refuse_mixture(out / REPORT, asdict(settings), ("size", "threshold", "name"))
     exams, bad_rows = (None, []) if table is None else read_exams(table, columns or {}, source)
     sources, left_out, others = find_files(source, exams)
     left_out += bad_rows
 
-    with _processes(min(workers or os.cpu_count() or 1, max(len(sources), 1))) as run:
+    with processes(min(workers or os.cpu_count() or 1, max(len(sources), 1)), _one_thread, chunk=4) as run:
         plans: list[Planned] = []
         names: dict[str, str] = {}
         for found in watch(run(partial(_plan, settings=settings), sources), len(sources), "Headers"):
@@ -116,7 +114,7 @@ def prepare(
         if not overwrite:
             status |= {plan.name: "existing" for plan in plans if _is_complete(out / plan.name, settings.size)}
         if not dry_run:
-            _write_report(out, {"state": "running", "settings": asdict(settings)})
+            write_report(out / REPORT, {"state": "running", "settings": asdict(settings)})
             todo = [plan for plan in plans if status[plan.name] == "planned"]
             results = run(partial(_make, out=out, settings=settings), todo)
             for plan, problem in zip(todo, watch(results, len(todo), "Images"), strict=True):
@@ -148,7 +146,7 @@ def prepare(
         "left_out": [{"source": entry.label, "kind": entry.kind, "reason": entry.reason} for entry in sorted(left_out)],
     }
     if not dry_run:
-        _write_report(out, report)
+        write_report(out / REPORT, report)
     if not status:
         lines = kinds(report) or ["there are no DICOM files"]
         raise DataError(f"{source}: not one mammogram could be prepared\n" + first_lines(lines, limit=20))
@@ -179,25 +177,6 @@ def _check(settings: Settings, source: Path) -> None:
         raise UsageError(f"--name {settings.name}: the images are PNG files, the name must end in .png")
     if "suffix" not in used:
         raise UsageError(f"--name {settings.name}: lacks {{suffix}}, which tells two images of one view apart")
-
-
-def _refuse_mixture(out: Path, settings: Settings) -> None:
-    """Images made in different ways do not belong in one folder."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: a file is in the way; name another folder with --out")
-    try:
-        before = dict(json.loads((out / REPORT).read_text(encoding="utf-8"))["settings"])
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{out / REPORT}: not a report of an earlier preparation ({error}); move it away") from None
-    now = json.loads(json.dumps(asdict(settings)))
-    for key in ("size", "threshold", "name"):
-        if before.get(key) != now[key]:
-            raise UsageError(
-                f"{out}: its images were made with {key} = {before.get(key)}, not {now[key]}; name another folder with "
-                "--out, or empty this one"
-            )
 
 
 def _plan(source: Source, settings: Settings) -> Planned | LeftOut:
@@ -273,48 +252,8 @@ def _images(folder: Path) -> set[str]:
         return {entry.name for entry in entries if entry.name.lower().endswith(".png")}
 
 
-@contextmanager
-def _processes(workers: int) -> Iterator[Callable[[Callable[[_In], _Out], list[_In]], Iterable[_Out]]]:
-    """`run(function, items)`: the results in the order of the items, from this process or from `workers` others."""
-    if workers == 1:
-        yield lambda function, items: map(function, items)
-        return
-    with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
-        try:
-            yield lambda function, items: pool.map(function, items, chunksize=4)
-        except BrokenExecutor as error:
-            raise DataError(
-                "a process ended unexpectedly: not enough memory, or a file that its decoder cannot stand. Images that "
-                "are done are kept; run again with --workers 1"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)  # nothing more to do, also after an error or Ctrl-C
-
-
-def _start_worker() -> None:
-    """One thread a process; Ctrl-C is for the parent to answer; no life after the parent's."""
-    import multiprocessing
-    import signal
-    import threading
-
+def _one_thread() -> None:
+    """OpenCV shall not start threads within processes."""
     import cv2
 
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def follow() -> None:
-        if parent := multiprocessing.parent_process():
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-def _write_report(out: Path, report: dict[str, Any]) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        aside = out / f".{REPORT}.new"
-        aside.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        aside.replace(out / REPORT)
-    except OSError as error:
-        raise UsageError(f"{out}: cannot be written to ({error.strerror}); name another folder with --out") from error

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .detection import DetectionMetric
     from .multi_task import NoduleLoss
     from .options import PivotOptions
+    from .predict import DetectedScan
 
 
 class Pivot:
@@ -77,11 +78,11 @@ class Pivot:
         run.loss.set_epoch(run.epoch)
 
     @hookimpl
-    def predict(self, run: Run, sample: Any) -> pd.DataFrame:
+    def predict(self, run: Run, sample: Any) -> pd.DataFrame | DetectedScan:
         """One row per candidate in a scan: a DICOM folder, a NIfTI, MetaImage or prepared file."""
-        from .predict import predict_scans
+        from .predict import predict
 
-        return predict_scans(run, sample, run.config.options(self.name))
+        return predict(run, sample, run.config.options(self.name))
 
     @hookimpl
     def report_sections(self, run: Run) -> list[Section]:

@@ -188,6 +188,10 @@ def check_table(
         found += told
         if any(one.check == "outside" for one in told):
             state[i] = "outside"
+    elsewhere = [i for i, uid in enumerate(findings.series) if i not in state and str(uid) not in (scans or {})]
+    if scans is not None and elsewhere:
+        said = f"{len(elsewhere)} rows could not be compared with their scan, which is not there"
+        found.append(Finding("not compared", "warning", name, said))
     found += _odd_diameters(findings, kind)
     if kind == "annotations":
         found += _near(findings, state)

@@ -23,7 +23,10 @@ from .evaluation.tables import Findings
 from .heads import DetectorModel
 from .inference import compute_maps, find_candidates, stride_of
 from .intensity import Intensity
+from .lungs import lung_mask
 from .options import EvaluationOptions, PivotOptions
+from .predict import autocast_type
+from .resampling import AIR
 from .targets import make_heatmap, sigma_of, to_output
 from .training_data import SCAN, scans_of
 from .volume import Geometry
@@ -106,7 +109,7 @@ def evaluate_scans(run: Run, loader: Iterable[Batch], options: PivotOptions, unt
     losses: dict[str, list[float]] = {}
     tables: list[dict[str, Any]] = []
     compared: list[dict[str, Any]] = []
-    amp = autocast_of(run)
+    amp = autocast_type(run.config.computational.amp, run.device)
     with evaluation_mode(network), torch.inference_mode():
         for batch in whole_scans(run, loader, options):
             if options.evaluation.loss_patches:
@@ -188,10 +191,17 @@ def patch_losses(run: Run, network: nn.Module, batch: Batch, amp: torch.dtype | 
 def search(network: nn.Module, batch: Batch, options: PivotOptions, amp: torch.dtype | None) -> dict[str, Any]:
     """The rows of one scan: itself, its findings, the network's candidates. Columns as `COLUMNS`."""
     scan, series = batch[SCAN], str(batch["sample_id"][0])
-    image, spacing = scan["image"], scan["spacing"].cpu().numpy()
-    air = float(Intensity(options.window)(-1000.0))
-    window = options.sampling.patch_size
-    maps = compute_maps(network, image, options.inference, window=window, device=image.device, amp=amp, pad_value=air)
+    image, spacing, intensity = scan["image"], scan["spacing"].cpu().numpy(), Intensity(options.window)
+    maps = compute_maps(
+        network,
+        image,
+        options.inference,
+        window=options.sampling.patch_size,
+        device=image.device,
+        amp=amp,
+        pad_value=float(intensity(AIR)),
+        inside=lung_mask(intensity.to_hu(image.cpu().numpy()), spacing) if options.inference.lungs_only else None,
+    )
     stride = stride_of(network)
     candidates = find_candidates(maps, spacing, options.inference, stride)
     geometry = Geometry(tuple(image.shape), scan["affine"].cpu().numpy())
@@ -306,14 +316,6 @@ def sums_of(rows: Rows) -> dict[str, float]:
         overlap, total = rows[f"{part}_overlap"][known].sum(), rows[f"{part}_total"][known].sum()
         values[name] = float(overlap / total) if known.any() and total else math.nan
     return values
-
-
-def autocast_of(run: Run) -> torch.dtype | None:
-    """The type that arithmetic is done in outside float32, as in training."""
-    amp, on_gpu = run.config.computational.amp, run.device.type == "cuda"
-    if amp == "auto":
-        return torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else None
-    return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
 
 
 def gather(part: Any) -> list[Any]:

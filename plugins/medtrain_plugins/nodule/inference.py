@@ -180,8 +180,9 @@ def compute_maps(
     """What a detector says of a prepared scan: probabilities `heatmap`, `triage`, `segmentation` and the plain maps
     `offset`, `log_diameter`, as far as it has them; (C, d, h, w) on the output grid, the segmentation on the scan's.
 
-    model: the detector, or a `TensorModel` around it, wrapped or not; it is put into eval mode and left as it was. array: (D, H, W),
-    after the intensity transform. window: zyx, where the options give none. amp: type of autocast. pad_value: of air.
+    model: the detector, or a `TensorModel` around it, wrapped or not; it is put into eval mode and left as it was.
+    array: (D, H, W), after the intensity transform. window: zyx, where the options give none. amp: type of autocast.
+    pad_value: of air.
     inside: (D, H, W) bool, where to look; an empty mask does not count. Probabilities, not logits, are averaged over
     windows and views.
     """

@@ -27,7 +27,16 @@ from .volume import Geometry, Volume, read_geometry, read_volume
 # Checks made of each thing: of a geometry, of values, of a table.
 _GEOMETRY = ("readable", "shape", "spacing", "anisotropy", "reader", "repeated series")
 _VALUES = ("finite", "HU range", "HU mean", "contrast", "zero slices")
-_TABLE = ("readable", "repeated rows", "unknown series", "implausible", "outside", "diameter", "diameter size")
+_TABLE = (
+    "readable",
+    "repeated rows",
+    "unknown series",
+    "implausible",
+    "outside",
+    "not compared",
+    "diameter",
+    "diameter size",
+)
 _ROW = ("readable", "checksum", "outside", "mask")
 
 
@@ -114,7 +123,6 @@ def inspect(
         if geometries is None:
             said = "coordinates were not compared with the scans; name their folder with --source"
             found.append(Finding("not compared", "warning", path.name, said))
-            total += 1
     if manifest is not None:
         rows, made = _check_manifest(manifest, margin, found, watch)
         total += made

@@ -296,7 +296,7 @@ def _rim(points: Array) -> Array:
     centred = points - points.mean(axis=0)
     axes = np.linalg.svd(centred, full_matrices=False)[2][:2]
     try:
-        return points[ConvexHull(centred @ axes.T).vertices]
+        return np.asarray(points[ConvexHull(centred @ axes.T).vertices])
     except QhullError:
         return points
 

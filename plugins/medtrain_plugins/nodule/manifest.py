@@ -33,8 +33,8 @@ class Nodule(BaseModel):
 
     world: centre, x, y, z in mm (LPS). voxel: the same in the prepared array, z, y, x, continuous. diameter_mm: None
     where no reader measured it. readers: how many marked it; None where the source does not say. Characteristics are
-    medians over the readers on the scales of LIDC, 1 to 5 (1 to 6 for two of them). score: triage score, real-valued, 1 to 10,
-    where the source has one or a malignancy. label: its value in the row's mask.
+    medians over the readers on the scales of LIDC, 1 to 5 (1 to 6 for two of them). score: triage score,
+    real-valued, 1 to 10, where the source has one or a malignancy. label: its value in the row's mask.
     """
 
     model_config = _STRICT

@@ -101,7 +101,7 @@ class LossOptions(SectionModel):
     schedule: dict[Task, list[tuple[float, float]]] = Field(
         {}, description="scheduled: [epoch, factor] points of a head, straight lines between"
     )
-    hard_negative_mining: MiningOptions = Field(default_factory=MiningOptions, description="of the heatmap's loss")
+    hard_negative_mining: MiningOptions = Field(default_factory=MiningOptions, description="of the heatmap's loss")  # type: ignore[arg-type]
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -149,18 +149,20 @@ class PivotOptions(SectionModel):
         None, description="where scans that are not prepared yet are kept; default: the cache"
     )
     fold: int | None = Field(None, ge=0, description="of a manifest dealt into folds: the one that is held out")
-    spacing: tuple[float, float, float] = Field((1.0, 1.0, 1.0), description="z, y, x in mm of scans prepared here")
+    spacing: tuple[float, float, float] = Field(
+        (1.0, 1.0, 1.0), description="z, y, x in mm of the voxels; default: that of the prepared scans"
+    )
     window: tuple[float, float] = Field(
         (-1000.0, 400.0), description="HU that become 0 and 1; what is beyond is clipped"
     )
-    sampling: SamplingOptions = Field(default_factory=SamplingOptions, description="patches")
+    sampling: SamplingOptions = Field(default_factory=SamplingOptions, description="patches")  # type: ignore[arg-type]
     sigma_mm: float | None = Field(
         None, gt=0, description="width of the heatmap's peaks; default: a sixth of the diameter, 1 to 4 mm"
     )
-    model: ModelOptions = Field(default_factory=ModelOptions, description="network")
-    loss: LossOptions = Field(default_factory=LossOptions, description="losses")
-    augmentation: AugmentationOptions = Field(default_factory=AugmentationOptions, description="of training patches")
-    evaluation: EvaluationOptions = Field(default_factory=EvaluationOptions, description="evaluation")
+    model: ModelOptions = Field(default_factory=ModelOptions, description="network")  # type: ignore[arg-type]
+    loss: LossOptions = Field(default_factory=LossOptions, description="losses")  # type: ignore[arg-type]
+    augmentation: AugmentationOptions = Field(default_factory=AugmentationOptions, description="of training patches")  # type: ignore[arg-type]
+    evaluation: EvaluationOptions = Field(default_factory=EvaluationOptions, description="evaluation")  # type: ignore[arg-type]
     inference: InferenceOptions = Field(
         default_factory=InferenceOptions, description="windows over a scan, and its peaks"
     )

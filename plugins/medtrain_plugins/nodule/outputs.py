@@ -207,7 +207,7 @@ def _candidate(found: DetectedScan, finding: Finding) -> CandidateDocument:
         volume_mm3=finding.volume_mm3,
         box=found.box(finding),
         triage=triage,
-        properties=None if finding.properties is None else as_properties(finding.properties),
+        properties=None if finding.properties is None else as_properties(finding.properties, found.prepared),
     )
 
 

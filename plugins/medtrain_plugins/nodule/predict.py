@@ -279,9 +279,12 @@ def settings_of(findings: DetectedScan) -> dict[str, Any]:
     return findings.settings | {"calibration": None if calibration is None else calibration.model_dump(mode="json")}
 
 
-def as_properties(measured: NoduleProperties) -> dict[str, Any]:
-    """Properties as JSON, without those that are unknown."""
-    return {name: value for name, value in asdict(measured).items() if value == value}
+def as_properties(measured: NoduleProperties, prepared: Volume) -> dict[str, Any]:
+    """Properties as JSON, without those that are unknown; places in the world, x, y, z in mm, not in voxels."""
+    told = {
+        name: value for name, value in asdict(measured).items() if name not in ("centre", "bbox") and value == value
+    }
+    return {"centre_world": prepared.to_world(measured.centre).tolist(), **told}
 
 
 def _calibration(run: Run, options: InferenceOptions) -> Calibration | None:

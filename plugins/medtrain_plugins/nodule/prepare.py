@@ -10,9 +10,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -21,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from medtrain.data.preparing import processes, refuse_mixture, write_report
 from medtrain.errors import DataError, UsageError, first_lines
 
 from .check import Finding, as_json, check_volume, quality
@@ -108,12 +107,12 @@ def prepare(
     dealing = parse_dealing(split)
     if lidc is not None and (annotations is not None or excluded is not None):
         raise UsageError("nodules come from tables or from --lidc, not from both")
-    _refuse_mixture(out, settings)
+    refuse_mixture(out / REPORT, asdict(settings), ("spacing", "interpolation", "lungs"))
     tables = _read_tables(annotations, excluded)
     owner = _read_patients(patients)
     readings, left_out = _find_readings(lidc)
 
-    with _processes(min(workers or os.cpu_count() or 1, 64)) as run:
+    with processes(min(workers or os.cpu_count() or 1, 64)) as run:
         sources, others = find_sources(source, force=settings.force, run=run, watch=watch)
         left_out += others
         tasks = [_Task(one, out / SCANS / f"{_file_name(one.series)}.npy", readings.get(one.series)) for one in sources]
@@ -121,7 +120,7 @@ def prepare(
             task.image: _Made("planned" if overwrite or not _is_made(task, settings) else "existing") for task in tasks
         }
         if not dry_run:
-            _write_report(out, {"state": "running", "settings": asdict(settings)})
+            write_report(out / REPORT, {"state": "running", "settings": asdict(settings)})
             todo = [task for task in tasks if made[task.image].status == "planned"]
             results = run(partial(_make, settings=settings), todo)
             made |= {task.image: result for task, result in zip(todo, watch(results, len(todo), "Scans"), strict=True)}
@@ -172,7 +171,7 @@ def prepare(
             "scans": dict(sorted(Counter(_side(row) for row in rows).items())),
             "nodules": dict(sorted(Counter(_side(row) for row in rows for _ in row.nodules).items())),
         }
-    _write_report(out, report)
+    write_report(out / REPORT, report)
     if not rows:
         said = [f"{entry['source']}: {entry['reason']}" for entry in report["left_out"]] or ["there are none"]
         raise DataError(f"{source}: not one scan could be prepared\n{first_lines(said, limit=20)}")
@@ -445,60 +444,3 @@ def _file_name(series: str) -> str:
 
 def _side(row: ManifestRow) -> str:
     return row.split or (f"fold {row.fold}" if row.fold is not None else "none")
-
-
-def _refuse_mixture(out: Path, settings: Settings) -> None:
-    """Scans made in different ways do not belong in one folder."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: a file is in the way; name another folder with --out")
-    try:
-        before = dict(json.loads((out / REPORT).read_text(encoding="utf-8"))["settings"])
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{out / REPORT}: not a report of an earlier preparation ({error}); move it away") from None
-    now = json.loads(json.dumps(asdict(settings)))
-    for key in ("spacing", "interpolation", "lungs"):
-        if before.get(key) != now[key]:
-            raise UsageError(
-                f"{out}: its scans were made with {key} = {before.get(key)}, not {now[key]}; name another folder with "
-                "--out, or empty this one"
-            )
-
-
-@contextmanager
-def _processes(workers: int) -> Iterator[Callable[[Callable[[Any], Any], list[Any]], Iterable[Any]]]:
-    """`run(function, items)`: the results in the order of the items, from this process or from `workers` others."""
-    if workers == 1:
-        yield lambda function, items: map(function, items)
-        return
-    with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
-        try:
-            yield lambda function, items: pool.map(function, items)
-        except BrokenExecutor as error:
-            raise DataError(
-                "a process ended unexpectedly: not enough memory, or a file that its decoder cannot stand. Scans that "
-                "are done are kept; run again with --workers 1"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)  # nothing more to do, also after an error or Ctrl-C
-
-
-def _start_worker() -> None:
-    """Ctrl-C is for the parent to answer; no life after the parent's."""
-    import multiprocessing
-    import signal
-    import threading
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def follow() -> None:
-        if parent := multiprocessing.parent_process():
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-def _write_report(out: Path, report: dict[str, Any]) -> None:
-    replace_file(out / REPORT, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())

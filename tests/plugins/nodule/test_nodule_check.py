@@ -150,4 +150,6 @@ def test_the_real_tables(tmp_path: Path) -> None:
     _, report = run(*arguments, "--source", tmp_path / "scans", code=3)
     account = report["tables"]["annotations.csv"]
     assert account["outside"] == ["annotations.csv:1192"]
+    told = [one["message"] for one in report["findings"] if one["check"] == "not compared"]
+    assert told[0].startswith("1184 rows could not be compared")
     assert account["rows"] == account["usable"] + sum(len(rows) for rows in account.values() if isinstance(rows, list))

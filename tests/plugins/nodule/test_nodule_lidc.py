@@ -142,7 +142,7 @@ def test_marks_on_images_that_are_not_there_are_told(tmp_path: Path, scan: Volum
 
 
 def test_another_series_and_a_scan_without_images(tmp_path: Path, scan: Volume) -> None:
-    with pytest.raises(DataError, match="reads series 9.9"):
+    with pytest.raises(DataError, match=r"reads series 9\.9"):
         consensus(read_lidc(write(tmp_path / "r.xml", *FOUR, series="9.9")), scan)
     bare = Volume(scan.array, scan.affine, SERIES)
     with pytest.raises(DataError, match="DICOM"):

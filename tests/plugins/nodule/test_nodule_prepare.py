@@ -95,7 +95,7 @@ def test_every_row_of_the_tables_is_accounted_for(prepared: tuple[Path, dict[str
 
 
 def test_again_makes_nothing_again_and_says_the_same(source: Path, prepared: tuple[Path, dict[str, Any]]) -> None:
-    out, first = prepared
+    out, _ = prepared
     manifest = (out / "manifest.jsonl").read_bytes()
     again = prepare(
         source, out, annotations=source / "annotations.csv", excluded=source / "excluded.csv", workers=1, split="none"

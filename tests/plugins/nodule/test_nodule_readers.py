@@ -159,7 +159,7 @@ def test_mixed_series_ask_which(tmp_path: Path) -> None:
         read_volume(tmp_path)
     assert "2 series; say which" in str(error.value) and "1.2 (CT, 9 slices)" in str(error.value)
     assert np.array_equal(read_volume(tmp_path, series="1.2").array, other)
-    with pytest.raises(DataError, match="has no series 1.3"):
+    with pytest.raises(DataError, match=r"has no series 1\.3"):
         read_volume(tmp_path, series="1.3")
 
 
