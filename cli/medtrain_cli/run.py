@@ -59,22 +59,27 @@ def run(
 
 @click.command()
 @click.argument("directory", type=FILE)
-@click.option("--split", default=0, show_default=True, help="Which split of the run.")
+@click.option("--split", type=click.IntRange(min=0), help="Which split of the run; needed when there are several.")
 @click.option("--checkpoint", default="last", show_default=True, help="A checkpoint's name, or its folder.")
 @click.option("--set", "set_", multiple=True, metavar="KEY=VALUE", help="Change one value of the configuration.")
 @click.option("--nproc", type=click.IntRange(min=1), default=1, show_default=True, help="Processes on this machine.")
 @output_options
 def resume(
-    directory: Path, split: int, checkpoint: str, set_: tuple[str, ...], nproc: int, quiet: bool, as_json: bool
+    directory: Path, split: int | None, checkpoint: str, set_: tuple[str, ...], nproc: int, quiet: bool, as_json: bool
 ) -> int:
     """Go on with a run from one of its checkpoints."""
     if nproc > 1 and not _is_launched():
         return _launch(nproc)
     from medtrain import Trainer
+    from medtrain.maps import Maps
 
+    if split is None and (count := len(Maps.open(directory).splits())) > 1:
+        raise UsageError(
+            f"{directory}: {count} splits; name one with --split, or give the `medtrain run` command again"
+        )
     trainer = Trainer.from_maps(directory, callbacks=_progress(quiet, as_json) or None, assignments=set_)
     started = time.perf_counter()
-    _finish(trainer.resume(split, checkpoint), time.perf_counter() - started, as_json)
+    _finish(trainer.resume(split or 0, checkpoint), time.perf_counter() - started, as_json)
     return 0
 
 

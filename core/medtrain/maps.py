@@ -42,7 +42,7 @@ from medtrain.errors import UsageError
 SCHEMA = 1
 INDEX, CONFIG, ENVIRONMENT, OBJECTS = "maps.json", "config.toml", "environment.json", "objects.json"
 FILES, SETUP, DATA = "index.json", "setup.json", "data.json"
-VOLATILE = ("lock", "log.txt", "status.json", "timing.jsonl")  # change without anything being wrong
+VOLATILE = ("lock", "control", "log.txt", "status.json", "timing.jsonl")  # change without anything being wrong
 
 # Locks this process holds. A loader worker is a fork that shares them and may outlive a killed run by seconds, so it
 # lets go of them at once: the run can be resumed as soon as its own process is gone.

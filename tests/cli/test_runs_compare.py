@@ -25,7 +25,7 @@ def medtrain(tmp_path_factory: pytest.TempPathFactory, command_line_in: Any) -> 
 def test_two_runs_side_by_side(medtrain: Any) -> None:
     result = medtrain("runs", "compare", "runs/a", "runs/b", "--replicates", 100)
     text = result.stdout
-    assert "Evaluating runs/a on group test" in text
+    assert "Evaluating runs/a/split-0 on group test" in text
     assert "By sample: 40 samples, 40 participants." in text
     assert "Differences (first - second)" in text and "p (bootstrap)" in text and "fit" in text
     (out,) = medtrain.folder.glob("compare-*")

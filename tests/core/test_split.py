@@ -44,6 +44,23 @@ def test_participants_stay_whole_and_fractions_hold() -> None:
         assert [group[i]["sample_id"] for i in range(len(group))] == list(sample_ids_of(group))
 
 
+class Augmenting(Cohort):
+    """The same, augmented unless it is for evaluation."""
+
+    deterministic = False
+
+    def evaluation(self) -> Cohort:
+        return Cohort(len(self) // 3)
+
+
+def test_only_the_training_group_is_augmented() -> None:
+    for folds in (0, 3):
+        split = split_groups(Data(whole=Augmenting(40)), 0, 0.25, 0.1, folds)
+        kinds = {name: type(group.dataset) for name, group in split.groups.items()}  # type: ignore[attr-defined]
+        assert kinds == {"train": Augmenting, "validation": Cohort, "test": Cohort}
+        assert split.membership() == split_groups(Data(whole=Cohort(40)), 0, 0.25, 0.1, folds).membership()
+
+
 def test_strata_are_balanced() -> None:
     split = split_groups(Data(whole=Cohort(80)), 1, 0.25, 0.1)
     for group in split.groups.values():

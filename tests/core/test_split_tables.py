@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from medtrain import KFold, SingleSplit, make_kfold, make_split
+from medtrain.data import Data, split_groups
 from medtrain.data.splitters import open_splits
 from medtrain.data.tables import Table, session_key
 from medtrain.errors import DataError, UsageError
@@ -390,6 +391,29 @@ def test_training_on_patches_and_validating_on_whole_images(tmp_path: Path) -> N
     for split in KFold(folder).get_splits(patches, whole, splits=[1, 3]):
         assert len(split.train_dataset) == 7 * len(read(folder / f"split-{split.index}" / "train.tsv"))
         assert len(split.val_dataset or ()) == 2
+
+
+class AugmentedVisits(Visits):
+    """Visits that are augmented unless they are for evaluation."""
+
+    def evaluation(self) -> Visits:
+        plain = Visits.__new__(Visits)
+        vars(plain).update(vars(self))
+        return plain
+
+
+def test_what_is_held_out_is_not_augmented(tmp_path: Path) -> None:
+    rows = cohort(10)
+    folder = make_kfold(rows, 5, tmp_path, seed=0)
+    for split in KFold(folder).get_splits(AugmentedVisits(rows), splits=[0, 3]):
+        assert type(split.train_dataset.dataset) is AugmentedVisits  # type: ignore[attr-defined]
+        assert type(split.val_dataset.dataset) is Visits  # type: ignore[union-attr]
+    data = Data(whole=AugmentedVisits(rows))
+    groups = split_groups(data, 0, splits=folder, index=1).groups
+    assert [type(group.dataset) for group in groups.values()] == [AugmentedVisits, Visits]  # type: ignore[attr-defined]
+    given = AugmentedVisits(rows)
+    (split,) = KFold(folder).get_splits(AugmentedVisits(rows), given, splits=[2])
+    assert split.val_dataset.dataset is given  # type: ignore[union-attr]
 
 
 def test_pairs_that_the_dataset_lacks_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

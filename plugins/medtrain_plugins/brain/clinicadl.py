@@ -138,7 +138,7 @@ class _Reader:
         try:
             rows = read_rows(path)
         except MedtrainError as error:
-            self.found.tell(self.found.problems, f"{name}: {error}")
+            self.found.tell(self.found.problems, f"{name}: {str(error).removeprefix(f'{path}: ')}")
             return None
         if missing := [column for column in columns if column not in rows]:
             self.found.tell(self.found.problems, f"{name}: no column {missing[0]!r}")
@@ -580,7 +580,7 @@ class _Reader:
             state = read_state(path)
             weights = self.placed(state, where, config)
         except MedtrainError as error:
-            self.found.tell(self.found.problems, f"{where}: {error}")
+            self.found.tell(self.found.problems, f"{where}: {str(error).removeprefix(f'{path}: ')}")
             return None
         return ImportedCheckpoint(name, weights, epoch, epoch * steps)
 

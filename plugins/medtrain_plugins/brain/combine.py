@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from medtrain.data import Dataset, participants_of, sample_ids_of
 from medtrain.errors import ConfigError, DataError, first_lines
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from .bids import ONLY_SESSION
 from .transforms import Pipeline, Step, as_options
+from .volumes import voxel_size
 
 log = logging.getLogger("medtrain")
 
@@ -26,7 +28,7 @@ class ArrayDataset:
     images: (N, C, D, H, W) or (N, C, H, W), as floats, which are shared, or other numbers. labels: (N,) whole numbers
     for classes, floats for regression. participants, sessions: one per image; without sessions, each participant has
     one image. masks: (N, 1, ...) whole numbers. transforms, augmentations: as for `BidsDataset`; the former are done
-    here, once.
+    here, once. spacing: size of a voxel in mm along each axis; default: 1.
     """
 
     def __init__(
@@ -38,13 +40,17 @@ class ArrayDataset:
         masks: Any = None,
         transforms: Sequence[Step] | None = None,
         augmentations: Sequence[Step] | None = None,
+        spacing: Sequence[float] | None = None,
     ) -> None:
         self.images = torch.as_tensor(images)
         self.masks = None if masks is None else torch.as_tensor(masks, dtype=torch.int64)
         self.labels = None if labels is None else torch.as_tensor(labels)
-        count = len(self.images)
-        if self.images.dim() not in (4, 5):
+        count, axes = len(self.images), self.images.dim() - 2
+        if axes not in (2, 3):
             raise DataError(f"images: (N, C, D, H, W) or (N, C, H, W) is expected, not {tuple(self.images.shape)}")
+        self.spacing = [1.0] * axes if spacing is None else list(map(float, spacing))
+        if len(self.spacing) != axes or min(self.spacing) <= 0:
+            raise DataError(f"spacing: {axes} lengths above 0 are expected, not {self.spacing}")
         if participants is None:
             participants = [f"sub-{number:04d}" for number in range(count)]
         self.participants = list(map(str, participants))
@@ -91,14 +97,19 @@ class ArrayDataset:
         return _without_augmentations(self)
 
     def _arrays(self, index: int) -> dict[str, Tensor]:
-        arrays = {"image": self.images[index].to(torch.float32)}
+        arrays = {"image": self.images[index].to(torch.float32), "spacing": torch.tensor(self.spacing)}
         if self.masks is not None:
             arrays["mask"] = self.masks[index]
         return arrays
 
     def _transformed(self) -> list[dict[str, Tensor]]:
-        pipeline = Pipeline(self.transforms)
-        return [pipeline(self._arrays(index)) for index in range(len(self.images))]
+        pipeline, axes = Pipeline(self.transforms), len(self.spacing)
+        affine = np.diag([*self.spacing, *[1.0] * (4 - axes)])
+        ready = []
+        for index in range(len(self.images)):
+            arrays, found = pipeline.with_affine(self._arrays(index), affine)
+            ready.append(arrays | {"spacing": torch.tensor(voxel_size(found)[:axes], dtype=torch.float32)})
+        return ready
 
 
 class ConcatDataset:

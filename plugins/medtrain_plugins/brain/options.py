@@ -95,7 +95,8 @@ class BrainOptions(SectionModel):
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross-entropy of classification")
     label_scale: list[float] = Field(
-        [], description="regression: mean and spread the network learns its target in; empty: those of the training labels"
+        [],
+        description="regression: mean and spread the network learns its target in; empty: those of the training labels",
     )
     threshold: float = Field(0.5, gt=0, lt=1, description="two classes: probability from which the second one is said")
     surface_metrics: bool = Field(True, description="segmentation: also distances between surfaces, which take time")

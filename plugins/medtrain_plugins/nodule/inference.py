@@ -31,6 +31,7 @@ PROBABILITIES = ("heatmap", "triage", "segmentation")
 STRIDE = "output_stride"
 SIGMA = 0.125  # of the window
 FLOOR = 1e-3
+STEPS = 2.0**20  # of a probability, between which peaks are told apart
 
 
 @dataclass(frozen=True)
@@ -259,8 +260,10 @@ def find_candidates(
 
     calibration: default: that of the options, if they name one.
     """
+    # Blending leaves errors in the last digits, which would break up the flat top of a sigmoid that is saturated.
+    heatmap = (maps["heatmap"] * STEPS).round_().div_(STEPS)
     found = decode(
-        maps,
+        {**maps, "heatmap": heatmap},
         spacing,
         stride=stride,
         kernel=options.kernel,

@@ -28,6 +28,9 @@ def test_arrays_are_samples_like_those_of_a_tree() -> None:
     assert sample["image"].dtype == torch.float32 and sample["mask"].dtype == sample["label"].dtype == torch.int64
     assert dataset.classes == [0, 1] * 3 and dataset.deterministic
     assert arrays(labels=np.linspace(0, 1, 6))[1]["label"].dtype == torch.float32
+    assert sample["spacing"].tolist() == [1, 1, 1]
+    fine = arrays(spacing=[1, 1, 2], transforms=[{"name": "Spacing", "pixdim": [1, 1, 1]}])
+    assert fine[2]["spacing"].tolist() == [1, 1, 1] and fine[2]["image"].shape == (1, 4, 4, 7)
     scaled = arrays(transforms=[{"name": "ShiftIntensity", "offset": 3}])
     assert scaled[2]["image"].unique().tolist() == [5]
     split = split_groups(Data(whole=dataset), 0, 0.34, 0)
@@ -40,6 +43,7 @@ def test_arrays_are_samples_like_those_of_a_tree() -> None:
         ({"labels": [1, 2]}, "there are 6 images, but labels: 2"),
         ({"participants": list("aabbcc")}, "several images of one session"),
         ({"participants": list("abc")}, "participants: 3"),
+        ({"spacing": [1, 1]}, "spacing: 3 lengths"),
     ],
 )
 def test_arrays_that_do_not_fit(settings: dict[str, Any], message: str) -> None:

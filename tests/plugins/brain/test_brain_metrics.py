@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from medtrain_plugins.brain.combine import ArrayDataset
 from medtrain_plugins.brain.metrics import (
     ClassificationMetrics,
     ReconstructionMetrics,
@@ -14,6 +15,7 @@ from medtrain_plugins.brain.metrics import (
     image_rows,
 )
 from sklearn import metrics as reference
+from torch.utils.data import default_collate
 
 
 def rows_of(metric: Any, outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
@@ -184,6 +186,10 @@ def test_surface_distances_are_in_the_unit_of_the_spacing() -> None:
     assert values["hausdorff95"] == pytest.approx(values["hausdorff95_b"] / 2)
     wide = metric.compute(rows_of(metric, {"logits": as_logits(said, 3)}, batch | {"spacing": torch.full((1, 3), 3.0)}))
     assert wide["hausdorff95_b"] == pytest.approx(3 * values["hausdorff95_b"], rel=1e-5)
+    # As samples of a dataset bring it.
+    brought = ArrayDataset(torch.zeros(1, 1, 16, 16, 16), masks=truth, spacing=[3, 3, 3])
+    again = metric.compute(rows_of(metric, {"logits": as_logits(said, 3)}, default_collate([brought[0]])))
+    assert again["hausdorff95_b"] == wide["hausdorff95_b"]
     # Nothing predicted: there is no surface to measure from, and it says so.
     missed = metric.compute(rows_of(metric, {"logits": as_logits(boxes(), 3)}, batch))
     assert "both drawn and predicted" in missed["hausdorff95"].reason  # type: ignore[attr-defined]

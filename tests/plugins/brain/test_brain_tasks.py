@@ -4,12 +4,15 @@ from typing import Any
 
 import pytest
 import torch
-from medtrain import Data
+from medtrain.config import Layers
+from medtrain.data import Data, split_groups
 from medtrain.errors import ConfigError, DataError
+from medtrain_plugins.brain import Brain
 from medtrain_plugins.brain.losses import ClassLoss, ReconstructionLoss, RegressionLoss, SegmentationLoss
 from medtrain_plugins.brain.options import BrainOptions
-from medtrain_plugins.brain.tasks import build_loss, build_metrics, build_model, settle
+from medtrain_plugins.brain.tasks import build_loss, build_metrics, build_model, learn, settle
 from torch.nn import functional
+from torch.utils.data import Subset
 
 
 class Volumes:
@@ -109,7 +112,8 @@ def test_a_task_is_completed_from_its_data_and_can_learn(
     task: Any, dataset: Volumes, network: dict[str, Any], output: tuple[int, ...], main: str
 ) -> None:
     options = BrainOptions(task=task, label="x", **network)
-    settle(options, Data(whole=dataset))
+    settle(options, dataset)
+    learn(options, dataset)
     assert options.input_shape == [1, 8, 8, 8]
     torch.manual_seed(0)
     model, loss, metrics = build_model(options), build_loss(options), build_metrics(options)
@@ -133,16 +137,47 @@ def test_a_task_is_completed_from_its_data_and_can_learn(
         assert set(metric.compute(rows)) == set(metric.names)
 
 
-def test_options_settled_once_stay() -> None:
+def test_what_follows_from_labels_is_learnt_once_and_from_the_training_group() -> None:
     options = BrainOptions(class_weights="balanced")
-    settle(options, Data(whole=Volumes([0, 0, 0, 1])))
+    settle(options, Volumes([0, 0, 0, 1]))
+    assert options.class_weights == "balanced" and options.classes == ["0", "1"]
+    learn(options, Volumes([0, 0, 0, 1]))
     assert options.class_weights == pytest.approx([4 / 6, 2.0])
-    assert options.classes == ["0", "1"]
-    settle(options, Data(whole=Volumes([0, 1, 1, 1])))
+    learn(options, Volumes([0, 1, 1, 1]))
     assert options.class_weights == pytest.approx([4 / 6, 2.0])
     ages = BrainOptions(task="regression")
-    settle(ages, Data(whole=Volumes([60.0, 80.0], classes=False)))
+    learn(ages, Volumes([60.0, 80.0], classes=False))
     assert ages.label_scale == [70.0, 10.0]
+    part = BrainOptions(task="regression")
+    learn(part, Subset(Volumes([60.0, 10.0, 80.0, 90.0], classes=False), [0, 2]))
+    assert part.label_scale == [70.0, 10.0]
+
+
+def test_training_sees_no_label_of_those_held_out() -> None:
+    plugin = Brain()
+    for task, field, labels in (
+        ("classification", "class_weights", [0] * 30 + [1] * 10),
+        ("regression", "label_scale", [float(age) for age in range(60, 100)]),
+    ):
+        found = []
+        for changed in (False, True):
+            volumes = Volumes(list(labels), classes=task == "classification")
+            split = split_groups(Data(whole=volumes), 0, 0.25, 0.25)
+            if changed:  # what is held out becomes the other class, or a hundred years older
+                for name in ("validation", "test"):
+                    for row in split.groups[name].indices:  # type: ignore[attr-defined]
+                        volumes.labels[row] = 1 - labels[row] if task == "classification" else labels[row] + 100
+            layers = Layers()
+            layers.add(
+                {"run": {"plugins": ["brain"]}, "plugins": {"brain": {"task": task, "class_weights": "balanced"}}},
+                "test",
+            )
+            config = layers.build({"brain": BrainOptions})
+            plugin.build_metrics(config, split.as_data())
+            found.append(getattr(config.options("brain"), field))
+            build_loss(config.options("brain"))
+        assert found[0] == found[1]
+        assert all(isinstance(number, float) for number in found[0])
 
 
 def test_a_regression_starts_at_the_mean_and_answers_in_the_unit_of_the_label() -> None:
@@ -165,11 +200,15 @@ def test_standardised_images_have_no_unit() -> None:
 
 def test_what_a_task_cannot_use_is_said() -> None:
     with pytest.raises(DataError, match="one value only"):
-        settle(BrainOptions(), Data(whole=Volumes([0, 0])))
+        settle(BrainOptions(), Volumes([0, 0]))
     with pytest.raises(ConfigError, match="3 weights for 2 classes"):
-        settle(BrainOptions(class_weights=[1.0, 2.0, 3.0]), Data(whole=Volumes([0, 1])))
+        build_loss(BrainOptions(class_weights=[1.0, 2.0, 3.0], classes=["a", "b"]))
     with pytest.raises(DataError, match="no classes"):
-        settle(BrainOptions(), Data(whole=Volumes([0.5], classes=False)))
+        settle(BrainOptions(), Volumes([0.5], classes=False))
+    with pytest.raises(DataError, match="no training image of class b"):
+        learn(BrainOptions(class_weights="balanced", classes=["a", "b"]), Volumes([0, 0]))
+    with pytest.raises(ConfigError, match="label_scale"):
+        build_loss(BrainOptions(task="regression"))
     with pytest.raises(ConfigError, match="input_shape"):
         build_model(BrainOptions())
     with pytest.raises(ConfigError, match="names of at least two classes"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from medtrain.errors import ConfigError, DataError
-from medtrain_plugins.brain.transforms import BatchAugmentation, Pipeline, TransformOptions, with_affine
+from medtrain_plugins.brain.transforms import BatchAugmentation, Pipeline, TransformOptions
 
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGE = torch.rand(1, 8, 9, 10, generator=GENERATOR)
@@ -47,12 +47,17 @@ def test_masks_move_with_images_and_keep_their_labels() -> None:
     assert cropped["image"].shape == IMAGE.shape and torch.equal(cropped["mask"], MASK)
 
 
-def test_what_resamples_knows_the_affine() -> None:
+def test_what_resamples_knows_the_affine_and_tells_the_new_one() -> None:
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
-    made = Pipeline([{"name": "Spacing", "pixdim": [1.0, 1.0, 1.0]}])({"image": with_affine(IMAGE, affine)})
+    made, found = Pipeline([{"name": "Spacing", "pixdim": [1.0, 1.0, 1.0]}]).with_affine({"image": IMAGE}, affine)
     assert made["image"].shape == (1, 15, 17, 19)
-    turned = Pipeline([{"name": "Orientation", "axcodes": "LAS"}])({"image": with_affine(IMAGE, affine)})
-    assert torch.equal(turned["image"], IMAGE.flip(1))
+    np.testing.assert_allclose(np.diag(found), 1)
+    turned, found = Pipeline([{"name": "Orientation", "axcodes": "LAS"}, "ScaleIntensity"]).with_affine(
+        {"image": IMAGE, "mask": MASK}, affine
+    )
+    assert torch.equal(turned["mask"], MASK.flip(1))
+    np.testing.assert_allclose(found[0], [-2, 0, 0, 2 * (IMAGE.shape[1] - 1)])
+    assert {type(value) for value in turned.values()} == {torch.Tensor}
 
 
 def test_draws_follow_the_seed() -> None:

@@ -211,7 +211,7 @@ def test_each_option_of_the_loss_changes_its_own_term(base: dict[str, Any], chan
     before, after = terms(base), terms(merged(base, change))
     assert before.keys() == after.keys() == set(HEADS["model"]["heads"])
     assert after[term] != before[term]
-    shared = {"smooth": 2, "beta": 2, "weighting": 5}.get(next(iter(change)), 1)
+    shared = {"smooth": 2, "squared_pred": 2, "beta": 2, "weighting": 5}.get(next(iter(change)), 1)
     if next(iter(change)) != "weighting" or change["weighting"] != "learned":
         assert sum(after[name] != before[name] for name in after) <= shared
 
