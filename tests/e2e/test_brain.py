@@ -34,6 +34,20 @@ def when(fold: Path) -> tuple[float, float]:
     return started.timestamp(), (fold / "history.jsonl").stat().st_mtime
 
 
+def permute(tree: Path, column: str) -> dict[str, str]:
+    """Deal a column anew among the participants of a tree, in the tables of their sessions too: value by participant."""
+    table = pd.read_csv(tree / "participants.tsv", sep="\t", dtype=str)
+    people, before = table["participant_id"], table[column]
+    table[column] = np.random.default_rng(0).permutation(before)
+    table.to_csv(tree / "participants.tsv", sep="\t", index=False)
+    for name, value in zip(people, table[column], strict=True):
+        path = tree / name / f"{name}_sessions.tsv"
+        sessions = pd.read_csv(path, sep="\t", dtype=str)
+        sessions.assign(**{column: value}).to_csv(path, sep="\t", index=False)
+    assert 0.3 < (table[column] == before).mean() < 0.7
+    return dict(zip(people, table[column], strict=True))
+
+
 @pytest.mark.demos
 @pytest.mark.timeout(600)
 def test_the_demo_tells_patients_from_controls_in_three_folds_at_once_within_two_minutes(
@@ -74,18 +88,17 @@ def test_the_demo_tells_patients_from_controls_in_three_folds_at_once_within_two
 def test_where_diagnoses_are_permuted_the_demo_is_at_chance(medtrain: Any, tmp_path: Path) -> None:
     tree, run = tmp_path / "tree", tmp_path / "run"
     medtrain("data", "synth", "brain", "--out", tree, "--participants", 180)
-    table = pd.read_csv(tree / "participants.tsv", sep="\t", dtype=str)
-    shuffled = np.random.default_rng(0).permutation(table["diagnosis"])
-    kept = (shuffled == table["diagnosis"]).mean()
-    assert 0.3 < kept < 0.7
-    table.assign(diagnosis=shuffled).to_csv(tree / "participants.tsv", sep="\t", index=False)
+    permuted = permute(tree, "diagnosis")
     medtrain("run", "--plugin", "brain", "--preset", "demo", "--images", tree, "--out", run, timeout=400)
     medtrain("eval", run, "--group", "validation")
     medtrain("eval", run)
     tested = predictions(run, "test")
     ensemble = tested[0].assign(probability_2=np.mean([table["probability_2"] for table in tested], axis=0))
     for held_out in (pd.concat(predictions(run, "validation")), ensemble):
+        told = held_out["participant_id"].map(permuted)
+        assert (held_out["label"] == (told == "AD")).all()
         value, people = balanced_accuracy(held_out)
+        print(f"balanced accuracy {value:.3f} of {people} participants")
         assert people >= 60
         # Three standard deviations of as many coins as there are participants.
         assert abs(value - 0.5) < 3 * 0.5 / np.sqrt(people)

@@ -6,19 +6,14 @@ Everything that is read is accounted for: a damaged file is a problem, a setting
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from medtrain import Split
 from medtrain.config import Layers, RunConfig
-from medtrain.data.tables import read_rows
 from medtrain.errors import ConfigError, MedtrainError, UsageError
 from medtrain.imported import ImportedCheckpoint, ImportedSplit, write_run
 from medtrain.plugins import Plugins
@@ -26,54 +21,14 @@ from medtrain.weights import load_state, read_state
 from torch import Tensor
 
 from .bids import Visit, order
-from .clinicadl_networks import Counterpart, NoCounterpartError, convert, counterpart
+from .clinicadl_files import Found
+from .clinicadl_networks import NoCounterpartError, convert, counterpart
+from .clinicadl_settings import Settings
 from .dataset import BidsDataset, _text
 from .networks import build_network
 
-log = logging.getLogger("medtrain")
-
 SOURCE = "ClinicaDL 2.0"
 LOSSES = {"MSELoss": "mse", "L1Loss": "l1", "HuberLoss": "huber", "SmoothL1Loss": "huber"}
-_EMPTY: tuple[Any, ...] = (None, False, {}, [], "")
-
-
-@dataclass
-class Found:
-    """What came of an import. problems: files that are damaged or missing. unplaced: settings without a place here."""
-
-    problems: list[str] = field(default_factory=list)
-    unplaced: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    splits: list[int] = field(default_factory=list)
-
-    def tell(self, lines: list[str], line: str) -> None:
-        """Add a line that is not there yet."""
-        if line not in lines:
-            lines.append(line)
-
-
-class Fields:
-    """The values of a JSON file, each taken once; `rest` tells of those nobody took."""
-
-    def __init__(self, values: Mapping[str, Any], where: str, found: Found) -> None:
-        self.values = {key: value for key, value in values.items() if key != "name_"}
-        self.name, self.where, self.found = str(values.get("name_", "")), where, found
-
-    def take(self, key: str, default: Any = None) -> Any:
-        """A value, or the default where there is none or it is null."""
-        value = self.values.pop(key, None)
-        return default if value is None else value
-
-    def part(self, key: str) -> Fields:
-        """An object inside, under the same file's name."""
-        value = self.values.pop(key, None)
-        return Fields(value if isinstance(value, dict) else {}, f"{self.where}: {key}", self.found)
-
-    def rest(self) -> None:
-        """Tell of every value that was not taken and says something."""
-        for key, value in self.values.items():
-            if value not in _EMPTY:
-                self.found.tell(self.found.unplaced, f"{self.where}: {key} = {json.dumps(value)[:120]}")
 
 
 def import_maps(maps: Path, out: Path, split: int | None = None, images: Path | None = None) -> Found:
@@ -100,53 +55,8 @@ def import_maps(maps: Path, out: Path, split: int | None = None, images: Path | 
     return reader.found
 
 
-class _Reader:
-    def __init__(self, maps: Path, images: Path | None) -> None:
-        self.maps, self.images, self.found = maps, images, Found()
-        self.model = self.json("model.json")
-        self.counterpart: Counterpart | None = None
-        self.reason = ""
-
-    # --- files
-
-    def json(self, name: str, optional: bool = False) -> dict[str, Any]:
-        path = self.maps / name
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            if not optional:
-                self.found.tell(self.found.problems, f"{name}: missing")
-            return {}
-        except (OSError, ValueError) as error:
-            self.found.tell(self.found.problems, f"{name}: not JSON: {error}")
-            return {}
-        if not isinstance(value, dict):
-            self.found.tell(self.found.problems, f"{name}: not a JSON object")
-            return {}
-        return value
-
-    def fields(self, name: str) -> Fields:
-        return Fields(self.json(name), name, self.found)
-
-    def table(self, name: str, columns: tuple[str, ...] = (), optional: bool = False) -> pd.DataFrame | None:
-        """A table that has these columns, or None."""
-        path = self.maps / name
-        if not path.is_file():
-            if not optional:
-                self.found.tell(self.found.problems, f"{name}: missing")
-            return None
-        try:
-            rows = read_rows(path)
-        except MedtrainError as error:
-            self.found.tell(self.found.problems, f"{name}: {str(error).removeprefix(f'{path}: ')}")
-            return None
-        if missing := [column for column in columns if column not in rows]:
-            self.found.tell(self.found.problems, f"{name}: no column {missing[0]!r}")
-            return None
-        for column in rows.columns.difference(["participant_id", "session_id"]):
-            if column in columns or name.endswith("aggregated.tsv") or "logs/" in name:
-                rows[column] = pd.to_numeric(rows[column], errors="coerce")
-        return rows
+class _Reader(Settings):
+    """What the files of a MAPS come to here, split by split."""
 
     # --- one split
 
@@ -200,202 +110,6 @@ class _Reader:
                     raise
                 self.found.tell(self.found.unplaced, f"{bad[0]}: {error}")
                 values = {**values, bad[0]: {}}
-
-    def settings(self, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The configuration's sections and the plugin's options, from the JSON files."""
-        values: dict[str, Any] = {"checkpoint": {}}
-        values |= self.computational(number)
-        optimization = self.fields("training/optimization.json")
-        section = {
-            key: optimization.take(key)
-            for key in ("num_epochs", "accumulation_steps", "evaluation_interval", "clip_grad_norm", "clip_grad_value")
-        }
-        section["clip_norm_type"] = optimization.take("grad_norm_type")
-        optimization.take("reset_model")  # every split here starts from weights of its own
-        optimization.rest()
-        section |= self.optimizer()
-        values["optimization"] = {key: value for key, value in section.items() if value is not None}
-        self.callbacks(values)
-        values["data"] = self.feeding(number)
-        metrics = self.fields("metrics.json")
-        names = list(metrics.take("metrics", {}))
-        self.found.tell(
-            self.found.notes,
-            f"Metrics {', '.join(names) or '(none)'} are in the history; evaluations here compute those of the task.",
-        )
-        return values, self.options(number)
-
-    def computational(self, number: int) -> dict[str, Any]:
-        there = self.fields(f"training/split-{number}/computational.json")
-        gpu, amp, last = there.take("gpu", False), there.take("amp", False), there.take("channels_last", False)
-        there.take("non_blocking")
-        section = {
-            "device": "auto" if gpu else "cpu",
-            "amp": "no" if not amp else "fp16" if gpu else "bf16",
-            "memory_format": "channels_last" if last else "contiguous",
-            "deterministic": there.take("deterministic", False),
-        }
-        run = {"seed": there.take("seed", 0)}
-        there.rest()
-        return {"computational": section, "run": run}
-
-    def optimizer(self) -> dict[str, Any]:
-        there = Fields(self.model, "model.json", self.found).part("optimizer")
-        if not there.name:
-            return {}
-        section: dict[str, Any] = {"optimizer": there.name, "weight_decay": 0.0}
-        for key, name in (("lr", "learning_rate"), ("weight_decay", "weight_decay")):
-            if isinstance(there.values.get(key), (int, float)):
-                section[name] = there.take(key)
-        freeze = there.take("freeze")
-        if freeze:
-            self.found.tell(self.found.unplaced, f"model.json: optimizer: freeze = {json.dumps(freeze)}")
-        plain = {key: value for key, value in there.values.items() if value is not None and not isinstance(value, dict)}
-        section["options"] = {key: value for key, value in plain.items() if value is not False}
-        there.values = {key: value for key, value in there.values.items() if key not in plain}
-        there.rest()  # by submodule
-        return section
-
-    def callbacks(self, values: dict[str, Any]) -> None:
-        for described in self.json("callbacks.json").get("callbacks", []):
-            there = Fields(described, f"callbacks.json: {described.get('name_')}", self.found)
-            if there.name == "ModelCheckpointCallback":
-                values["checkpoint"]["epochs"] = sorted(
-                    {*values["checkpoint"].get("epochs", []), *there.take("epochs", [])}
-                )
-                there.take("save_last")
-                if there.values.get("metric") == "loss":
-                    values["checkpoint"]["metrics"] = [there.take("metric")]
-            elif there.name == "EarlyStoppingCallback" and len(there.values.get("stoppers") or []) == 1:
-                stopper = Fields(there.take("stoppers")[0], f"{there.where}: stoppers", self.found)
-                if stopper.values.get("metric") == "loss":
-                    keys = ("patience", "min_delta", "check_finite", "upper_bound", "lower_bound")
-                    chosen = {key: stopper.take(key) for key in keys} | {"monitor": stopper.take("metric")}
-                    values["early_stopping"] = {key: value for key, value in chosen.items() if value is not None}
-                stopper.rest()
-            elif there.name == "LRSchedulerCallback":
-                self.schedule(there, values)
-            else:
-                self.found.tell(self.found.unplaced, f"callbacks.json: {there.name}")
-                continue
-            there.rest()
-
-    def schedule(self, there: Fields, values: dict[str, Any]) -> None:
-        kind = there.take("scheduler_type", "")
-        there.take("optimizer_name")
-        scheduler = there.part("scheduler")
-        if kind not in ("epoch-based", "step-based"):
-            self.found.tell(self.found.unplaced, f"{scheduler.where}: {scheduler.name}, {kind}")
-            return
-        scheduler.values.pop("last_epoch", None)
-        options = {key: value for key, value in scheduler.values.items() if value is not None}
-        values["scheduler"] = {"name": scheduler.name, "options": options, "interval": kind.removesuffix("-based")}
-
-    def feeding(self, number: int) -> dict[str, Any]:
-        train = self.fields(f"training/data/train/split-{number}/dataloader.json")
-        section = {
-            key: train.take(key)
-            for key in ("batch_size", "num_workers", "pin_memory", "drop_last", "prefetch_factor", "persistent_workers")
-        }
-        section["sampling"] = "shuffle" if train.take("shuffle", True) else "sequential"
-        train.rest()
-        validation = self.fields(f"training/data/validation/split-{number}/dataloader.json")
-        section["evaluation_batch_size"] = validation.take("batch_size")
-        section["evaluation_num_workers"] = validation.take("num_workers")
-        return {key: value for key, value in section.items() if value is not None}
-
-    # --- the data
-
-    def options(self, number: int) -> dict[str, Any]:
-        """The plugin's options, as far as they follow from the loss and the data set."""
-        model = Fields(self.model, "model.json", self.found)
-        loss, label = model.part("loss"), model.take("label_key", "label")
-        network = self.model.get("network") or {}
-        inferer = model.part("inferer")
-        if inferer.name not in ("", "SimpleInferer"):
-            self.found.tell(self.found.unplaced, f"model.json: inferer = {inferer.name}")
-        postprocessing = inferer.part("postprocessing")
-        postprocessing.rest()
-        options: dict[str, Any] = {"standardize": False, "label": label, "network": network.get("name_", "unknown")}
-        outputs = network.get("num_outputs")
-        if model.name == "ReconstructionModel":
-            options |= {"task": "reconstruction", "loss": LOSSES.get(loss.name, "")}
-            if options["loss"] == "huber":
-                options["loss"] = ""
-        elif outputs is None:
-            options["task"] = "segmentation"
-        elif loss.name in LOSSES:
-            options |= {"task": "regression", "loss": LOSSES[loss.name], "label_scale": [0.0, 1.0]}
-        else:
-            options["task"] = "classification"
-        self.two_classes = loss.name in ("BCEWithLogitsLoss", "BCELoss") and outputs == 1
-        self.supported = self.two_classes or loss.name in ("CrossEntropyLoss", *LOSSES)
-        self.loss_name = loss.name
-        loss.take("reduction")
-        if options["task"] == "classification" and isinstance(loss.values.get("weight"), list) and not self.two_classes:
-            options["class_weights"] = loss.take("weight")
-        loss.rest()
-        options |= self.dataset(number)
-        return options
-
-    def dataset(self, number: int) -> dict[str, Any]:
-        """What dataset.json says of file type, tree and transforms."""
-        there = self.fields(f"training/data/train/split-{number}/dataset.json")
-        recorded = Path(there.part("bids").take("path", ""))
-        self.tree = self.images or recorded
-        for key in ("data", "columns"):
-            there.take(key)
-        if there.name not in ("", "BidsDataset"):
-            self.found.tell(self.found.unplaced, f"{there.where}: a data set of the class {there.name}")
-        options: dict[str, Any] = {}
-        kind = there.part("file_type")
-        if kind.values.get("suffix"):
-            file_type = {"suffix": kind.take("suffix"), "datatype": kind.take("data_type", "")}
-            kind.take("extension")
-            for key in ("with_entities", "without_entities"):
-                if isinstance(entities := kind.take(key), dict):
-                    file_type[key] = {name: str(value) for name, value in entities.items()}
-            options["file_type"] = file_type
-        kind.take("description")
-        kind.rest()
-        options |= self.transforms(there.part("transforms"))
-        there.rest()
-        return options
-
-    def transforms(self, there: Fields) -> dict[str, Any]:
-        options: dict[str, Any] = {"transforms": []}
-        extraction = there.part("extraction")
-        if extraction.name not in ("", "Image"):
-            self.found.tell(self.found.unplaced, f"{extraction.where} = {extraction.name}")
-        for key in ("image_transforms", "sample_transforms"):
-            for described in there.take(key, []):
-                step = Fields(described, f"{there.where}: {key}: {described.get('name_')}", self.found)
-                self.transform(step, options)
-        for described in there.take("augmentations", []):
-            self.found.tell(self.found.unplaced, f"{there.where}: augmentations: {described.get('name_')}")
-        there.rest()
-        return options
-
-    def transform(self, step: Fields, options: dict[str, Any]) -> None:
-        step.values.pop("copy", None)
-        if step.name == "ZNormalization" and not step.values.get("masking_method"):
-            options["transforms"].append({"name": "NormalizeIntensity"})
-            self.found.tell(
-                self.found.notes,
-                "ZNormalization is MONAI's NormalizeIntensity here; n voxels differ by the factor sqrt(1 - 1/n).",
-            )
-        elif step.name == "RescaleIntensity" and not step.values.get("masking_method"):
-            low, high = step.take("out_min_max", [0.0, 1.0])
-            lower, upper = step.take("percentiles", [0.0, 100.0])
-            name = "ScaleIntensityRangePercentiles"
-            step_here = {"name": name, "lower": lower, "upper": upper, "b_min": low, "b_max": high, "clip": True}
-            options["transforms"].append(step_here)
-        elif step.name == "ToCanonical":
-            options["canonical"] = True
-        else:
-            self.found.tell(self.found.unplaced, f"{step.where}; evaluations here see images without it")
-            return
-        step.rest()
 
     def groups(self, number: int) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
         """The rows of each group with what is known of them; and the results on test groups, by checkpoint."""
@@ -522,11 +236,11 @@ class _Reader:
             if table is None:
                 continue
             columns = [column for column in table if column not in ("epoch", "batch")]
-            for epoch, rows in table.groupby("epoch"):
-                if 0 < epoch <= len(records):
+            for key, rows in table.groupby("epoch"):
+                if 0 < (epoch := int(float(str(key)))) <= len(records):
                     last = max(float(rows[column].iloc[-1]) for column in columns)
                     name = "learning_rate" if path.stem == "optimizer" else f"learning_rate_{path.stem}"
-                    records[int(epoch) - 1][name] = last
+                    records[epoch - 1][name] = last
 
     def best(self, number: int, steps: int) -> dict[str, Any]:
         """The first best model's name, value and epoch."""

@@ -42,10 +42,11 @@ class BidsDataset:
     """One image of every session, or parts of it, as dicts:
 
     `sample_id` (participant and session, and the part's name), `participant_id`, `session_id`; `image` float32
-    (C, D, H, W), axes as in the file (or `canonical`: to the right, front and up), slices (C, H, W); for labelled
-    classification `label` () int64, for regression () float32; with masks, `mask` int64 of the image's shape with one
-    channel; `spacing` float32, the size of the image's voxels in mm along each of its axes. Parts also have `image_id`, `position` (3,) int64, the first voxel, which padding may put beyond the
-    border, and `image_shape` (3,) int64. Each of `columns` comes as float32, or as text where it is text.
+    (C, D, H, W), axes as in the file (or `canonical`: to the right, front and up), slices (C, H, W); `spacing` float32,
+    the size of a voxel in mm along each axis of the image; for labelled classification `label` () int64, for regression
+    () float32; with masks, `mask` int64 of the image's shape with one channel. Parts also have `image_id`, `position`
+    (3,) int64, the first voxel, which padding may put beyond the border, and `image_shape` (3,) int64. Each of
+    `columns` comes as float32, or as text where it is text.
 
     bids: folder of the tree. file_type, masks: a preset's name or a table, see `caps.as_file_type`.
     data: table (path, or rows as a DataFrame or dict of columns) with `participant_id` and perhaps `session_id`, which
@@ -59,7 +60,8 @@ class BidsDataset:
     exclude: "strict" raises DataError for whatever cannot be used, all of it at once; "skip" leaves it out and lists it
     in `about`. non_finite: what becomes of voxels that are NaN or infinite, "error" or "zero".
 
-    Also: `sample_ids`, `participants`, `sessions`, `strata`, `labels`, `classes`, one per sample; `about`, for the run directory.
+    Also: `sample_ids`, `participants`, `sessions`, `strata`, `labels`, `classes`, one per sample; `about`, for the run
+    directory.
     """
 
     def __init__(

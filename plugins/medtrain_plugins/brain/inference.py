@@ -62,8 +62,8 @@ class Inference:
         assert self.options.slice_axis is not None
         dim = self.options.slice_axis + 2
         slices = image.movedim(dim, 1).flatten(0, 1)
-        results = torch.cat([network(part) for part in slices.split(self.options.batch_size)])
-        results = results.unflatten(0, (image.shape[0], image.shape[dim]))
+        results = torch.cat([network(part) for part in torch.split(slices, self.options.batch_size)])
+        results = torch.unflatten(results, 0, (image.shape[0], image.shape[dim]))
         return results.movedim(1, dim) if self.dense else self.mean(list(results.unbind(dim=1)))
 
     def mean(self, results: Sequence[Tensor]) -> Tensor:
@@ -91,7 +91,7 @@ class Inference:
         results: list[Tensor] = []
         for start in range(0, len(parts), self.options.batch_size):
             group = parts[start : start + self.options.batch_size]
-            results += network(torch.cat(group)).split(len(image))
+            results += torch.split(network(torch.cat(group)), len(image))
         return self.mean(results)
 
 

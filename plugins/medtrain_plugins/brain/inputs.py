@@ -151,7 +151,7 @@ def write_nifti(path: Path, array: Array, affine: Array) -> None:
 
     array = array[0] if array.ndim == 4 and len(array) == 1 else array
     array = np.moveaxis(array, 0, -1) if array.ndim == 4 else array
-    image = nibabel.Nifti1Image(array, affine)  # type: ignore[no-untyped-call]
+    image = nibabel.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -44,8 +44,8 @@ class InferenceOptions(SectionModel):
 
 
 class BrainOptions(SectionModel):
-    """`[plugins.brain]`. `input_shape` and `classes` are completed from the data, `class_weights` and `label_scale` from
-    the training group alone, and recorded with the split."""
+    """`[plugins.brain]`. `input_shape` and `classes` are completed from the data, `class_weights` and `label_scale`
+    from the training group alone, and recorded with the split."""
 
     # The cohort: data.table is the BIDS or CAPS folder.
     task: Literal["classification", "regression", "segmentation", "reconstruction"] = Field(
@@ -96,7 +96,7 @@ class BrainOptions(SectionModel):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross-entropy of classification")
     label_scale: list[float] = Field(
         [],
-        description="regression: mean and spread the network learns its target in; empty: those of the training labels",
+        description="regression: mean and spread the network learns its target in; empty: those in training",
     )
     threshold: float = Field(0.5, gt=0, lt=1, description="two classes: probability from which the second one is said")
     surface_metrics: bool = Field(True, description="segmentation: also distances between surfaces, which take time")

@@ -46,7 +46,7 @@ def settle(options: BrainOptions, dataset: Any) -> None:
 
 
 def learn(options: BrainOptions, train: Any) -> None:
-    """Complete what follows from labels, `class_weights` that are "balanced" and `label_scale`: from the training group.
+    """Complete what follows from labels, "balanced" `class_weights` and `label_scale`, from the training group.
 
     What is complete stays. Raises DataError for classes without an image, and labels that are no numbers.
     """
@@ -126,24 +126,28 @@ def as_model(network: nn.Module, options: BrainOptions) -> VolumeModel:
 def build_loss(options: BrainOptions) -> nn.Module:
     """The loss of the task."""
     name, weights = options.loss_name, options.class_weights
+    if options.task == "regression":
+        if not options.label_scale:
+            raise ConfigError(
+                "plugins.brain.label_scale: it follows from the training group along with the plugin's own metrics; "
+                "with others give two numbers, the mean and the spread of the label"
+            )
+        return RegressionLoss(name, options.label_scale[1])
+    if options.task == "reconstruction":
+        return ReconstructionLoss(name)
     if weights == "balanced":
-        raise ConfigError("plugins.brain.class_weights: 'balanced' is settled with the plugin's metrics; give numbers")
-    if options.task == "classification" and weights and len(weights) != len(options.classes):
+        raise ConfigError(
+            "plugins.brain.class_weights: 'balanced' weights are those of a classification, and follow from the "
+            "training group along with the plugin's own metrics; else give numbers"
+        )
+    if weights and len(weights) != len(options.classes):
         raise ConfigError(
             f"plugins.brain.class_weights: {len(weights)} weights for {len(options.classes)} classes "
             f"({', '.join(options.classes)})"
         )
     if options.task == "classification":
         return ClassLoss(weights, options.label_smoothing, focal=name == "focal")
-    if options.task == "regression":
-        if not options.label_scale:
-            raise ConfigError(
-                "plugins.brain.label_scale: it is settled with the plugin's metrics; give two numbers, such as [70, 10]"
-            )
-        return RegressionLoss(name, options.label_scale[1])
-    if options.task == "segmentation":
-        return SegmentationLoss(name, weights)
-    return ReconstructionLoss(name)
+    return SegmentationLoss(name, weights)
 
 
 def build_metrics(options: BrainOptions) -> list[Metric]:

@@ -1,8 +1,9 @@
-"""`medtrain detect nodule`: the nodules of one scan, as files."""
+"""`medtrain detect nodule`: the nodules of one scan, as files; `medtrain calibrate pivot`: what its scores mean."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -101,6 +102,65 @@ def detect(
     if len(found.findings) > 20:
         click.echo(f"and {len(found.findings) - 20} more")
     click.echo(f"\n{len(found.findings)} candidates, {len(paths)} files in {out}")
+
+
+@click.command()
+@click.argument("run", type=FILE)
+@click.option("--group", default="validation", show_default=True, help="Group of the run's scans to fit on.")
+@click.option(
+    "--method",
+    type=click.Choice(["temperature", "platt", "isotonic"]),
+    default="platt",
+    show_default=True,
+    help="platt is a temperature with a bias; isotonic needs hundreds of nodules.",
+)
+@click.option("--split", default=0, show_default=True, type=click.IntRange(min=0), help="Which split of the run.")
+@click.option("--checkpoint", help="A checkpoint's name; default: the best, else the last.")
+@click.option(
+    "--out", type=FILE, help="Default: calibration.json in the split's folder, where predictions look for it."
+)
+def calibrate(
+    run: Path,
+    group: str,
+    method: Literal["temperature", "platt", "isotonic"],
+    split: int,
+    checkpoint: str | None,
+    out: Path | None,
+) -> None:
+    """Fit what the scores of a run's candidates mean: how likely each is a nodule.
+
+    Candidates on nodules are held against false ones, in scans that the network was not trained on.
+    """
+    from medtrain import Trainer
+    from medtrain.errors import UsageError
+    from medtrain.maps import Maps
+
+    from .detection import evaluate_rows
+    from .evaluation.calibration import fit, log_loss, logit
+    from .evaluation.matching import Outcome
+    from .predict import CALIBRATION
+
+    _refuse_others(run)
+    if group == "train":
+        raise UsageError("--group train: scores of scans the network was trained on say nothing about those of others")
+    plain = [f"{NAME}.inference.calibration=", f"{NAME}.inference.threshold=0.0"]
+    trainer = Trainer.from_maps(run, assignments=plain)
+    rows = trainer.evaluate(group, split_idx=split, checkpoint=checkpoint, details=False).rows
+    found = evaluate_rows(rows, trainer.config.options(NAME).evaluation)
+    outcome = found.matching.outcome
+    counted = (outcome == Outcome.TRUE_POSITIVE) | (outcome == Outcome.FALSE_POSITIVE)
+    assert found.candidates.score is not None
+    scores, labels = logit(found.candidates.score[counted]), (outcome == Outcome.TRUE_POSITIVE)[counted]
+    calibration = fit(scores, labels, method)
+    out = out or Maps.open(run).split(split).path / CALIBRATION
+    try:
+        calibration.write(out)
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
+    after = log_loss(logit(calibration.apply(scores)), labels)
+    click.echo(f"{calibration.samples} candidates, {calibration.positives} of them nodules")
+    click.echo(f"log-loss {log_loss(scores, labels):.4f} before, {after:.4f} after, on the same candidates")
+    click.echo(f"\nCalibration  {out}")
 
 
 def _refuse_others(run: Path) -> None:

@@ -197,9 +197,8 @@ def compute_maps(
     # Views of the scan and of the maps fit on each other only where the stride divides the scan.
     ends = [n for length in reversed(shape) for n in (0, -length % stride)]
     image = functional.pad(image, ends, value=pad_value)[None]
-    where = None
-    if inside is not None and np.any(inside):
-        where = functional.pad(torch.as_tensor(np.asarray(inside, dtype=bool)), ends)
+    mask = None if inside is None else np.asarray(inside, dtype=bool)
+    where = functional.pad(torch.from_numpy(mask), ends) if mask is not None and mask.any() else None
     length = _window(options.window or window, stride)
 
     key = next((layer.input for layer in _layers(model) if isinstance(layer, TensorModel)), None)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from medtrain.config import SectionModel
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 Augmentation = Literal["flip_x", "flip_y", "flip_z", "rotate_90"]
 
@@ -40,8 +40,14 @@ class InferenceOptions(SectionModel):
     threshold: float = Field(0.0, ge=0, le=1, description="least score of a candidate, after calibration")
     calibration: Path | None = Field(
         None,
-        description="JSON file of `medtrain calibrate pivot`; default: calibration.json in the run directory, if any",
+        description="JSON file of `medtrain calibrate pivot`; default: calibration.json in the split's folder, if any",
     )
+
+    @field_validator("calibration", mode="before")
+    @classmethod
+    def _none_when_empty(cls, value: Any) -> Any:
+        # So that --set can take back what a run was configured with: TOML has no null.
+        return None if value == "" else value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

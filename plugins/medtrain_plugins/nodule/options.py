@@ -149,8 +149,8 @@ class PivotOptions(SectionModel):
         None, description="where scans that are not prepared yet are kept; default: the cache"
     )
     fold: int | None = Field(None, ge=0, description="of a manifest dealt into folds: the one that is held out")
-    spacing: tuple[float, float, float] = Field(
-        (1.0, 1.0, 1.0), description="z, y, x in mm of the voxels; default: that of the prepared scans"
+    spacing: tuple[float, float, float] | None = Field(
+        None, description="z, y, x in mm of the voxels; default: that of the prepared scans, 1 mm where none are yet"
     )
     window: tuple[float, float] = Field(
         (-1000.0, 400.0), description="HU that become 0 and 1; what is beyond is clipped"
@@ -178,10 +178,15 @@ class PivotOptions(SectionModel):
 
     @field_validator("spacing")
     @classmethod
-    def _positive(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
-        if min(value) <= 0:
+    def _positive(cls, value: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
+        if value is not None and min(value) <= 0:
             raise ValueError("give three positive numbers, z, y, x")
         return value
+
+    @property
+    def voxel_mm(self) -> tuple[float, float, float]:
+        """z, y, x in mm of the voxels that the network sees."""
+        return self.spacing or (1.0, 1.0, 1.0)
 
     @property
     def stride(self) -> Triple:

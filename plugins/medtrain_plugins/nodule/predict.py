@@ -184,7 +184,7 @@ def find_nodules(
 
     options: `spacing`, `window`, `sampling.patch_size` and `inference` count.
     """
-    prepared = resample(volume, options.spacing)
+    prepared = resample(volume, options.voxel_mm)
     intensity = Intensity(options.window)
     settings = options.inference
     maps = compute_maps(
@@ -217,7 +217,7 @@ def find_nodules(
     ]
     labels = None if segmentation is None else label_parts(segmentation, candidates, prepared.spacing)
     told = {
-        "spacing": list(options.spacing),
+        "spacing": list(options.voxel_mm),
         "window_hu": list(options.window),
         "patch_size": list(options.sampling.patch_size),
         "inference": settings.model_dump(mode="json", exclude={"calibration"}),

@@ -96,8 +96,8 @@ def settle_spacing(options: PivotOptions, rows: Sequence[ManifestRow]) -> None:
     if len(found) > 1:
         said = [f"{' x '.join(map(str, spacing))} mm: {series}" for spacing, series in found.items()]
         raise DataError(f"the scans differ in their spacing; prepare them alike\n{first_lines(said)}")
-    (spacing,) = found or [options.spacing]
-    if "spacing" in options.model_fields_set and not np.allclose(spacing, options.spacing, rtol=1e-3):
+    (spacing,) = found or [options.voxel_mm]
+    if options.spacing is not None and not np.allclose(spacing, options.spacing, rtol=1e-3):
         raise DataError(
             f"the scans have voxels of {list(spacing)} mm (z, y, x), this run is of {list(options.spacing)} mm "
             "(plugins.pivot.spacing); prepare them alike"
@@ -122,9 +122,9 @@ def rows_of(path: Path, options: PivotOptions) -> list[ManifestRow]:
             f"{path}: no {MANIFEST} and no annotations.csv is in this folder; name the table of nodules in "
             "plugins.pivot.annotations, or prepare the scans with `medtrain data prepare nodule`"
         )
-    name = hashlib.sha256(f"{path.resolve()} {options.spacing}".encode()).hexdigest()[:12]
+    name = hashlib.sha256(f"{path.resolve()} {options.voxel_mm}".encode()).hexdigest()[:12]
     out = (options.prepared / path.name) if options.prepared else cache_dir() / f"nodule-{path.name}-{name}"
-    return read_manifest(_prepared(path, out, tables["annotations"], tables["excluded"], options.spacing))
+    return read_manifest(_prepared(path, out, tables["annotations"], tables["excluded"], options.voxel_mm))
 
 
 @cache

@@ -46,6 +46,7 @@ def config_of(manifest: Path | None, options: Mapping[str, Any] | None = None, *
     """A configuration of a run on the CPU with `SMALL` options."""
     values = merged(
         {
+            "run": {"plugins": ["pivot"]},
             "data": {"batch_size": 5},
             "computational": {"device": "cpu"},
             "optimization": {"num_epochs": 1, "learning_rate": 0.01, "max_steps": None},

@@ -11,12 +11,11 @@ import pytest
 import torch
 from medtrain import Trainer
 from medtrain.metrics import Evaluation
-from medtrain_plugins.nodule import Pivot
 from medtrain_plugins.nodule.detection import search
 from medtrain_plugins.nodule.heads import DetectorModel, DetectorOutput
 from medtrain_plugins.nodule.manifest import read_manifest
 from medtrain_plugins.nodule.training_data import build_data
-from pivot_runs import config_of, make_manifest, options_of
+from pivot_runs import config_of, make_manifest
 from torch import nn
 
 
@@ -29,7 +28,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evaluation]:
     """A run of one epoch, evaluated on its test group and reported."""
     out = tmp_path_factory.mktemp("run") / "run"
-    trainer = Trainer(out, plugins=[Pivot()], config=config_of(manifest, {"evaluation": {"untrained": True}}))
+    trainer = Trainer(out, config=config_of(manifest, {"evaluation": {"untrained": True}}))
     trainer.train()
     evaluation = trainer.evaluate("test")
     trainer.report()
@@ -107,12 +106,11 @@ def test_the_report_shows_the_curve_and_the_untrained_network(trained: tuple[Pat
     assert metrics["details"]["intervals"]["cpm"][0] <= metrics["metrics"]["cpm"]
 
 
-def test_untrained_is_left_out_unless_asked_for(trained: tuple[Path, Evaluation], manifest: Path) -> None:
-    out, _ = trained
-    trainer = Trainer.from_maps(out)
-    trainer.config.options("pivot").evaluation.untrained = False
-    assert options_of({}).evaluation.untrained is False
-    assert "untrained_cpm" not in Trainer(out, plugins=[Pivot()], config=config_of(manifest)).config.to_toml()
+def test_untrained_is_left_out_unless_asked_for(trained: tuple[Path, Evaluation]) -> None:
+    out, evaluation = trained
+    again = Trainer.from_maps(out, assignments=["plugins.pivot.evaluation.untrained=false"]).evaluate("test")
+    assert "untrained_cpm" not in again.metrics and "untrained" not in again.details
+    assert again.metrics["cpm"] == evaluation.metrics["cpm"]
 
 
 def test_training_patches_stand_for_their_scans(trained: tuple[Path, Evaluation], manifest: Path) -> None:
@@ -134,6 +132,6 @@ def test_a_scan_is_predicted_with_the_runs_own_transforms(trained: tuple[Path, E
 
 def test_losses_can_be_left_out(tmp_path: Path, manifest: Path) -> None:
     options = {"evaluation": {"loss_patches": 0}}
-    trainer = Trainer(tmp_path / "run", plugins=[Pivot()], config=config_of(manifest, options))
+    trainer = Trainer(tmp_path / "run", config=config_of(manifest, options))
     trainer.train()
     assert "loss" not in trainer.evaluate("validation").metrics

@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import medtrain_plugins.nodule
 import numpy as np
 import pytest
 import torch
 from medtrain import Run, Trainer, hookimpl
+from medtrain.build import make_loader, split_data
 from medtrain.checkpoint import load_model_file
+from medtrain.config import Layers
 from medtrain.data import Data
 from medtrain.errors import ConfigError, DataError
 from medtrain.maps import Maps
-from medtrain_plugins.nodule import Pivot
+from medtrain.plugins import Plugins
 from medtrain_plugins.nodule.manifest import read_manifest, write_manifest
 from medtrain_plugins.nodule.synth import synthesize
 from medtrain_plugins.nodule.training_data import SCAN, build_data, choose_starts, find_groups, sampling_of
@@ -33,7 +37,7 @@ def data_of(manifest: Path | None, options: dict[str, Any] | None = None, **sect
 
 
 def train(out: Path, manifest: Path, options: dict[str, Any] | None = None, *watch: Any, **sections: Any) -> Maps:
-    trainer = Trainer(out, plugins=[Pivot()], callbacks=list(watch), config=config_of(manifest, options, **sections))
+    trainer = Trainer(out, callbacks=list(watch), config=config_of(manifest, options, **sections))
     trainer.train()
     return Maps.open(out)
 
@@ -58,15 +62,15 @@ class Seen:
 
 
 def test_every_loss_falls_and_scans_are_searched(tmp_path: Path, manifest: Path) -> None:
-    maps = train(
-        tmp_path / "run",
-        manifest,
-        {"sampling": {"positive_fraction": 1.0, "jitter": 0.2}, "evaluation": {"detection_every": 3}},
-        optimization={"num_epochs": 6},
-    )
+    options = {
+        "sampling": {"positive_fraction": 1.0, "jitter": 0.1, "patches_per_volume": 8},
+        "model": {"base_filters": 4},
+        "evaluation": {"detection_every": 3},
+    }
+    maps = train(tmp_path / "run", manifest, options, data={"batch_size": 8}, optimization={"num_epochs": 6})
     history = maps.split(0).history()
-    for term in ("loss", "loss_heatmap", "loss_log_diameter"):
-        assert history[-1][f"train/{term}"] < history[0][f"train/{term}"], term
+    for term in ("loss", "loss_heatmap", "loss_offset", "loss_log_diameter", "loss_triage"):
+        assert np.mean([r[f"train/{term}"] for r in history[-2:]]) < history[0][f"train/{term}"], term
     # The loss comes every epoch, the search when it is due.
     assert all(record["validation/loss"] is not None for record in history)
     assert [record["validation/cpm"] is not None for record in history] == [False, False, True] * 2
@@ -77,9 +81,7 @@ def test_every_loss_falls_and_scans_are_searched(tmp_path: Path, manifest: Path)
 def test_a_resumed_run_is_the_same_run(tmp_path: Path, manifest: Path) -> None:
     whole = train(tmp_path / "whole", manifest, optimization={"num_epochs": 4})
     train(tmp_path / "parts", manifest, optimization={"num_epochs": 4}, checkpoint={"every_n_epochs": 2})
-    Trainer(tmp_path / "parts", plugins=[Pivot()], config=Trainer.from_maps(tmp_path / "parts").config).resume(
-        0, "epoch-0002"
-    )
+    Trainer(tmp_path / "parts", config=Trainer.from_maps(tmp_path / "parts").config).resume(0, "epoch-0002")
     weights = [
         load_model_file(maps.split(0).checkpoint("last") / "model.safetensors")
         for maps in (whole, Maps.open(tmp_path / "parts"))
@@ -313,7 +315,7 @@ def test_a_folder_of_scans_with_its_tables_is_prepared(tmp_path: Path, monkeypat
     assert not any(row.irrelevant for row in data_of(source, fewer, **sections).train.rows)  # type: ignore[union-attr]
     assert any(row.irrelevant for row in data.train.rows)  # type: ignore[union-attr]
     (source / "annotations.csv").unlink()
-    with pytest.raises(ConfigError, match="plugins.pivot.annotations"):
+    with pytest.raises(ConfigError, match=r"plugins\.pivot\.annotations"):
         data_of(source, options, **sections)
 
 
@@ -347,3 +349,35 @@ def test_settings_that_whole_scans_do_not_allow_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         data_of(manifest, data=section)
+
+
+def test_feeding_settings_reach_the_loader_and_workers_make_the_same_batches(manifest: Path) -> None:
+    def loader(device: str = "cpu", **settings: Any) -> Any:
+        config = config_of(manifest, data=settings)
+        split = split_data(config, build_data(config, config.options("pivot")))
+        world = SimpleNamespace(rank=0, size=1, device=torch.device(device))
+        return make_loader(config, split, "train", SimpleNamespace(world=world, augmentation=None))  # type: ignore[arg-type]
+
+    plain = loader(num_workers=0)
+    assert plain.workers is None
+    fed = loader(num_workers=1, prefetch_factor=3, persistent_workers=False)
+    chosen = fed.workers
+    assert (chosen.num_workers, chosen.prefetch_factor, chosen.persistent_workers) == (1, 3, False)
+    assert loader(num_workers=1).workers.persistent_workers and not chosen.pin_memory
+    assert loader("cuda", num_workers=1).workers.pin_memory
+    assert not loader("cuda", num_workers=1, pin_memory=False).workers.pin_memory
+    try:
+        for ours, theirs in zip(plain.epoch(3), fed.epoch(3), strict=True):
+            assert torch.equal(ours.batch["image"], theirs.batch["image"])
+            assert torch.equal(ours.batch["heatmap"].nan_to_num(), theirs.batch["heatmap"].nan_to_num())
+    finally:
+        fed.close()
+
+
+def test_the_published_settings_make_a_run(manifest: Path) -> None:
+    layers = Layers()
+    layers.add_file(Path(medtrain_plugins.nodule.__file__).parent / "presets" / "paper.toml")
+    layers.add({"run": {"plugins": ["pivot"]}, "data": {"table": str(manifest), "num_workers": 0}}, "test")
+    layers.add({"plugins": {"pivot": {"model": {"base_filters": 2}}}, "computational": {"device": "cpu"}}, "test")
+    told = Trainer(config=layers.build(Plugins.of(["pivot"]).options())).dry_run()
+    assert told["monitor"] == "cpm (max)" and told["epochs"] == 100
