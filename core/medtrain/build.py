@@ -15,6 +15,7 @@ from torch import nn
 from medtrain import checkpoint, defaults, determinism
 from medtrain.config import Layers, RunConfig, SchedulerSection
 from medtrain.data import Data, Joined, Loader, Split, participants_of, sample_ids_of, split_groups
+from medtrain.data.contract import evaluation_of
 from medtrain.data.loader import epoch_size, sampling_weights
 from medtrain.defaults import Plan
 from medtrain.determinism import StepSeeder
@@ -171,7 +172,7 @@ def evaluation_groups(
                 raise DataError(f"group {name!r} is not the one this run was made with: its samples have changed")
         return Split(split.groups, split.collate, recorded["about"])
     data = given if given is not None else plugins.ask("build_data", config=config)
-    groups = data.groups() or {"whole": data.whole}
+    groups = {name: evaluation_of(dataset) for name, dataset in (data.groups() or {"whole": data.whole}).items()}
     groups["all"] = Joined(list(groups.values()))
     fitted = {p for name in ("train", "validation") for p in recorded["groups"].get(name, {}).get("participants", [])}
     if known := sorted(fitted & set(map(str, participants_of(groups["all"]) or []))):

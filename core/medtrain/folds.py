@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from medtrain.trainer import Trainer
 
 CONFIDENCE = 0.95
+log = logging.getLogger("medtrain")
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def evaluate_folds(trainer: Trainer, group: str, **options: Any) -> FoldResults:
 def average_predictions(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Several folds' predictions for the same input: the mean of real numbers, everything else as all agree on it.
 
-    Raises DataError when they are tables of different rows.
+    Other columns on which they differ (a class, a file each has written) are left out, and told. Raises DataError when
+    the folds predict different rows.
     """
     first = tables[0]
     averaged = first.copy()
@@ -95,9 +98,11 @@ def average_predictions(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
         columns = [table[name] for table in tables]
         if all(column.equals(first[name]) for column in columns):
             continue
-        if not all(column.dtype.kind == "f" for column in columns):
-            raise DataError(f"the splits disagree on {name!r}, which is no real number and cannot be averaged")
-        averaged[name] = np.mean([column.to_numpy() for column in columns], axis=0)
+        if all(column.dtype.kind == "f" for column in columns):
+            averaged[name] = np.mean([column.to_numpy() for column in columns], axis=0)
+        else:
+            log.info("left out: %s, on which the splits differ; each tells its own with --split", name)
+            averaged = averaged.drop(columns=name)
     return averaged
 
 

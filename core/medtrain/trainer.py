@@ -303,9 +303,10 @@ class Trainer:
 
     def dry_run(self) -> dict[str, Any]:
         """Assemble everything and say what it is; nothing is trained or written."""
-        world = distributed.join(self.config.computational.device)
-        run, engine, split, monitor = self._assemble(self.config, world, None, 0)
-        plan = build.make_plan(self.config, engine, split, monitor)
+        config = self.config.model_copy(deep=True)
+        world = distributed.join(config.computational.device)
+        run, engine, split, monitor = self._assemble(config, world, None, 0)
+        plan = build.make_plan(config, engine, split, monitor)
         return {
             "plugins": ", ".join(self.plugins.names),
             "splits": self.count_splits(),

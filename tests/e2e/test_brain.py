@@ -35,7 +35,7 @@ def when(fold: Path) -> tuple[float, float]:
 
 
 def permute(tree: Path, column: str) -> dict[str, str]:
-    """Deal a column anew among the participants of a tree, in the tables of their sessions too: value by participant."""
+    """Deal a column anew among the participants of a tree, in the tables of sessions too: value by participant."""
     table = pd.read_csv(tree / "participants.tsv", sep="\t", dtype=str)
     people, before = table["participant_id"], table[column]
     table[column] = np.random.default_rng(0).permutation(before)

@@ -10,9 +10,46 @@ from typing import Any
 import pandas as pd
 import pytest
 
-pytestmark = [pytest.mark.demos, pytest.mark.timeout(1800)]
+TINY = """
+[data]
+batch_size = {batch}
+[computational]
+device = "cpu"
+[optimization]
+num_epochs = 2
+[plugins.pivot.sampling]
+patch_size = [16, 16, 16]
+patches_per_volume = 2
+[plugins.pivot.model]
+base_filters = 2
+depth = 2
+output_stride = 2
+norm = "group"
+[plugins.pivot.inference]
+window = [32, 48, 48]
+[plugins.pivot.evaluation]
+loss_patches = 2
+"""
 
 
+def test_two_processes_train_and_evaluate_as_one_does(medtrain: Any, tmp_path: Path) -> None:
+    from medtrain_plugins.nodule.synth import demo_manifest
+
+    manifest = demo_manifest(tmp_path / "scans", 9, 0, shape=(32, 48, 48), spacing=(2.5, 2.5, 2.5))
+    found = []
+    for processes in (1, 2):
+        config, out = tmp_path / f"{processes}.toml", tmp_path / f"run-{processes}"
+        config.write_text(TINY.format(batch=4 // processes))
+        medtrain("run", "--plugin", "pivot", "--config", config, "--data", manifest, "--nproc", processes, "--out", out)
+        lines = (out / "split-0" / "history.jsonl").read_text().splitlines()
+        found.append([json.loads(line) for line in lines])
+    for one, two in zip(*found, strict=True):
+        for name in ("train/loss", "validation/loss", "validation/detection_dice", "validation/cpm"):
+            assert two[name] == pytest.approx(one[name], rel=1e-4), name
+
+
+@pytest.mark.demos
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_demo_finds_held_out_nodules_within_five_minutes(medtrain: Any, tmp_path: Path, seed: int) -> None:
     out = tmp_path / "run"

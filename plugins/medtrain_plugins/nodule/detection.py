@@ -33,6 +33,7 @@ from .volume import Geometry
 
 if TYPE_CHECKING:
     from medtrain import Run, Section
+    from medtrain.compare import Comparison
 
 Batch = dict[str, Any]
 NUMBERS = ("x", "y", "z", "diameter_mm", "score", "triage", "texture")
@@ -69,8 +70,6 @@ class DetectionMetric:
     centres (mm), diameters (relative) and triage (mean, of 0 to 1).
     """
 
-    target = ""
-
     def __init__(self, options: EvaluationOptions, mode: Literal["max", "min"] = "max") -> None:
         self.options, self.mode = options, mode
         self.names = list(LARGER if mode == "max" else SMALLER)
@@ -92,6 +91,14 @@ class DetectionMetric:
         found = evaluate_rows(rows, self.options, self.options.replicates, seed)
         named = {name if name == "cpm" else f"sensitivity_at_{name}": list(v) for name, v in found.intervals.items()}
         return {"intervals": named, "detection": found.document()}
+
+    def compare(
+        self, tables: Mapping[str, Rows], metrics: Mapping[str, DetectionMetric], seed: int, replicates: int
+    ) -> Comparison:
+        """Several runs on the scans they share; candidates of two runs have nothing to do with each other."""
+        from .comparing import compare_detections
+
+        return compare_detections(tables, metrics, seed, replicates)
 
 
 def metrics_of(options: PivotOptions) -> list[DetectionMetric]:

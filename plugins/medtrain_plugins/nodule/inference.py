@@ -90,28 +90,29 @@ def window_weights(window: Sequence[int], blend: Blend = "gaussian") -> Tensor:
 
 
 class Blender:
-    """A map of which parts arrive: their mean, weighted voxel by voxel.
+    """Maps of which parts arrive: their mean, weighted voxel by voxel.
 
-    shape: of the whole map (D, H, W). weights: of every part, of its size.
+    shape: of the whole maps (D, H, W). weights: of every part, of its size.
     """
 
     def __init__(self, shape: Sequence[int], weights: Tensor) -> None:
         self.shape, self.weights = _axes(shape), weights
-        self.total: Tensor | None = None
+        self.totals: Maps = {}
         self.weight = weights.new_zeros(self.shape)
 
-    def add(self, part: Tensor, start: Sequence[int]) -> None:
-        """Lay a part (C, d, h, w) at its first voxel."""
-        if self.total is None:
-            self.total = self.weights.new_zeros((len(part), *self.shape))
-        place = tuple(slice(a, a + n) for a, n in zip(start, self.weights.shape, strict=True))
-        self.total[(slice(None), *place)].addcmul_(part, self.weights)
+    def add(self, parts: Mapping[str, Tensor], start: Sequence[int]) -> None:
+        """Lay one window's parts (C, d, h, w) of all maps at its first voxel."""
+        place = _place(start, self.weights.shape)
+        for name, part in parts.items():
+            if name not in self.totals:
+                self.totals[name] = self.weights.new_zeros((len(part), *self.shape))
+            self.totals[name][(slice(None), *place)].addcmul_(part, self.weights)
         self.weight[place] += self.weights
 
-    def mean(self) -> Tensor:
-        """The map (C, D, H, W); 0 where no part has been. Ends the blending."""
-        assert self.total is not None
-        return self.total.div_(torch.where(self.weight > 0, self.weight, 1.0))
+    def means(self) -> Maps:
+        """The maps (C, D, H, W); 0 where no part has been. Ends the blending."""
+        factor = torch.where(self.weight > 0, self.weight, 1.0).reciprocal_()
+        return {name: total.mul_(factor) for name, total in self.totals.items()}
 
 
 def slide(
@@ -147,24 +148,27 @@ def slide(
         starts = [start for start in starts if where[_place(start, window)].any()]
     if not starts:
         raise ValueError("no window has a voxel of `inside`")
-    blenders: dict[str, tuple[int, Blender]] = {}
+    summing_on = accumulate_on or device
+    blenders: dict[int, Blender] = {}
+    scales: dict[str, int] = {}
     for first in range(0, len(starts), batch_size):
         group = starts[first : first + batch_size]
         batch = torch.stack([padded[(slice(None), *_place(start, window))] for start in group]).to(device)
-        for name, found in network(batch).items():
-            if name not in blenders:
-                blenders[name] = _blender(
-                    name, found, padded.shape[1:], window, multiple, blend, accumulate_on or device
-                )
-            scale, blender = blenders[name]
-            parts = found.to(blender.weights.device, torch.float32)
-            for start, part in zip(group, parts, strict=True):
-                blender.add(part, [at // scale for at in start])
-    maps = {}
-    for name, (scale, blender) in blenders.items():
-        own = tuple(slice(a // scale, (a + n) // scale) for a, n in zip(grid.before, shape, strict=True))
-        maps[name] = blender.mean()[(slice(None), *own)]
-    return maps
+        found = {name: values.to(summing_on, torch.float32) for name, values in network(batch).items()}
+        if not blenders:
+            scales = {name: _scale(name, values, window, multiple) for name, values in found.items()}
+            for scale in set(scales.values()):
+                weights = window_weights([length // scale for length in window], blend).to(summing_on)
+                blenders[scale] = Blender([length // scale for length in padded.shape[1:]], weights)
+        for scale, blender in blenders.items():
+            for number, start in enumerate(group):
+                parts = {name: values[number] for name, values in found.items() if scales[name] == scale}
+                blender.add(parts, [at // scale for at in start])
+    maps: Maps = {}
+    for scale, blender in blenders.items():
+        own = _place([a // scale for a in grid.before], [n // scale for n in shape])
+        maps |= {name: values[(slice(None), *own)] for name, values in blender.means().items()}
+    return {name: maps[name] for name in scales}
 
 
 def compute_maps(
@@ -230,9 +234,9 @@ def compute_maps(
         maps = look(views[0])
         for view in views[1:]:
             for name, values in look(view).items():
-                maps[name] = maps[name] + values
+                maps[name] += values
         for name, values in maps.items():
-            maps[name] = _crop(values / len(views), shape, image.shape[1])
+            maps[name] = _crop(values.div_(len(views)) if len(views) > 1 else values, shape, image.shape[1])
     return maps
 
 
@@ -320,20 +324,12 @@ def _window(window: Sequence[int], stride: int) -> Axes:
     return _axes(math.ceil(length / stride) * stride for length in (z, y, x))
 
 
-def _blender(
-    name: str,
-    found: Tensor,
-    shape: Sequence[int],
-    window: Sequence[int],
-    multiple: int,
-    blend: Blend,
-    device: torch.device,
-) -> tuple[int, Blender]:
+def _scale(name: str, found: Tensor, window: Sequence[int], multiple: int) -> int:
+    """Voxels of the window per voxel of a map that the network made of it."""
     size = list(found.shape[2:])
     for scale in (1, multiple):
         if size == [length // scale for length in window]:
-            weights = window_weights(size, blend).to(device)
-            return scale, Blender([length // scale for length in shape], weights)
+            return scale
     raise ConfigError(
         f"the network's {name} has {size} voxels for a window of {list(window)}, at output stride {multiple}"
     )

@@ -164,7 +164,8 @@ class PivotOptions(SectionModel):
     augmentation: AugmentationOptions = Field(default_factory=AugmentationOptions, description="of training patches")  # type: ignore[arg-type]
     evaluation: EvaluationOptions = Field(default_factory=EvaluationOptions, description="evaluation")  # type: ignore[arg-type]
     inference: InferenceOptions = Field(
-        default_factory=InferenceOptions, description="windows over a scan, and its peaks"
+        default_factory=InferenceOptions,  # type: ignore[arg-type]
+        description="windows over a scan, and its peaks",
     )
     demo_scans: int = Field(0, ge=0, description="without data: synthetic scans; 0 needs data")
     demo_seed: int = Field(0, ge=0, description="seed of these scans")

@@ -69,6 +69,8 @@ class View:
 
         Offsets are turned with it, diameters of three channels change places.
         """
+        if self == View():
+            return dict(maps)
         found = {}
         for name, values in maps.items():
             back = self.invert(values)

@@ -233,6 +233,31 @@ def test_tta_block() -> None:
     assert options.inference.tta == []
 
 
+def test_further_keys_of_the_same_kind() -> None:
+    more = {
+        "data": {"positive_fraction": 0.7, "patches_per_volume": 3},
+        "model": {"gradient_checkpointing": True, "deep_supervision": True},
+        "training": {
+            "lr_scheduler": {"type": "multistep", "milestones": [3, 5], "gamma": 0.2},
+            "loss": {"type": "multi_task", "segmentation_weight": 0.2, "triage_loss": {"type": "bce", "pos_weight": 2}},
+            "gradient_clipping": True,
+            "optimizer": "adam",
+        },
+        "device": {"seed": 7, "cudnn_deterministic": True},
+        "logging": {"tensorboard": True, "wandb": {"enabled": True}, "log_interval": 5},
+    }
+    found = imported("minimal", more)
+    config, options = resolved(found)
+    assert found.unplaced == {}
+    assert (options.sampling.positive_fraction, options.sampling.patches_per_volume) == (0.7, 3)
+    assert options.model.gradient_checkpointing and options.model.deep_supervision
+    assert (config.scheduler.name, config.scheduler.milestones, config.scheduler.factor) == ("multistep", [3, 5], 0.2)
+    assert (options.loss.weights["segmentation"], options.loss.triage_pos_weight) == (0.2, 2)
+    assert (config.optimization.clip_grad_norm, config.optimization.optimizer) == (1.0, "adam")
+    assert (config.run.seed, config.computational.deterministic) == (7, True)
+    assert [config.options(name).gradient_interval for name in ("tensorboard", "wandb")] == [5, 5]
+
+
 @pytest.mark.parametrize(
     ("change", "key"),
     [

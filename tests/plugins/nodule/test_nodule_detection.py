@@ -6,16 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from medtrain import Trainer
+from medtrain.errors import DataError
 from medtrain.metrics import Evaluation
-from medtrain_plugins.nodule.detection import search
+from medtrain_plugins.nodule.detection import metrics_of, search
 from medtrain_plugins.nodule.heads import DetectorModel, DetectorOutput
 from medtrain_plugins.nodule.manifest import read_manifest
 from medtrain_plugins.nodule.training_data import build_data
-from pivot_runs import config_of, make_manifest
+from pivot_runs import config_of, make_manifest, options_of
 from torch import nn
 
 
@@ -135,3 +137,27 @@ def test_losses_can_be_left_out(tmp_path: Path, manifest: Path) -> None:
     trainer = Trainer(tmp_path / "run", config=config_of(manifest, options))
     trainer.train()
     assert "loss" not in trainer.evaluate("validation").metrics
+
+
+def test_runs_are_compared_scan_by_scan(trained: tuple[Path, Evaluation]) -> None:
+    evaluation = trained[1]
+    metric, errors = metrics_of(options_of({}))
+    rows = evaluation.rows
+    # A run that marked the nodules themselves, on one scan less, its rows in another order.
+    kept = (rows["kind"] != "candidate") & (rows["series"] != rows["series"][0])
+    perfect = {name: column[kept] for name, column in rows.items()}
+    marks = {name: column[perfect["kind"] == "nodule"].copy() for name, column in perfect.items()}
+    marks["kind"][:] = "candidate"
+    marks["score"][:] = 0.9
+    perfect = {name: np.concatenate([perfect[name], marks[name]])[::-1] for name in perfect}
+    tables = {"perfect": perfect, "trained": rows}
+    (unit,) = metric.compare(tables, dict.fromkeys(tables, metric), 0, 50).units
+    assert unit.counts["scans"] == len(set(rows["series"])) - 1
+    score = unit.scores["cpm"]["perfect"]
+    assert (score.value, score.low, score.high) == (1.0, 1.0, 1.0)
+    assert unit.differences["cpm"][0].value == pytest.approx(1 - unit.scores["cpm"]["trained"].value)
+    (unit,) = errors.compare(tables, dict.fromkeys(tables, errors), 0, 50).units
+    assert unit.scores["centre_error_median"]["perfect"].value == 0
+    perfect["x"] = perfect["x"] + 1
+    with pytest.raises(DataError, match="annotations"):
+        metric.compare(tables, dict.fromkeys(tables, metric), 0, 50)

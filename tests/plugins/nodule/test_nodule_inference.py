@@ -87,12 +87,12 @@ def test_golden_blends(case: dict[str, Any]) -> None:
         weights = lines[0][:, None, None] * lines[1][:, None] * lines[2]
     blender = Blender(case["inputs"]["output"], weights)
     for part in case["inputs"]["windows"]:
-        blender.add(torch.full((1, *window), float(part["value"])), part["start"])
+        blender.add({"map": torch.full((1, *window), float(part["value"]))}, part["start"])
     weight = blender.weight[0, 0]
     wanted = torch.tensor(case["expected"]["weight_row"])
     torch.testing.assert_close(weight / weight.max(), wanted / wanted.max(), atol=1e-6, rtol=0)
     torch.testing.assert_close(
-        blender.mean()[0, 0, 0], torch.tensor(case["expected"]["blended_row"]), atol=1e-6, rtol=0
+        blender.means()["map"][0, 0, 0], torch.tensor(case["expected"]["blended_row"]), atol=1e-6, rtol=0
     )
 
 
@@ -156,6 +156,32 @@ def test_batches_are_of_the_given_size() -> None:
 
     slide(look, torch.ones(1, 16, 16, 16), (8, 8, 8), batch_size=5)
     assert sizes == [5] * 5 + [2]
+
+
+def test_overlap_sets_how_many_windows_there_are() -> None:
+    counts = []
+    for overlap in (0.0, 0.5, 0.75):
+        seen: list[Tensor] = []
+
+        def look(batch: Tensor, seen: list[Tensor] = seen) -> dict[str, Tensor]:
+            seen.append(batch)
+            return {"heatmap": batch}
+
+        slide(look, torch.ones(1, 16, 16, 16), (8, 8, 8), overlap=overlap)
+        counts.append(sum(map(len, seen)))
+    assert counts == [8, 27, 125]
+
+
+def test_kernel_and_merge_decide_what_is_one_candidate() -> None:
+    heatmap = torch.zeros(1, 9, 9, 15)
+    heatmap[0, 4, 4, 4], heatmap[0, 4, 4, 6] = 0.8, 0.4
+    maps = {"heatmap": heatmap, "log_diameter": torch.full_like(heatmap, 0.5)}
+    assert len(find_candidates(maps, (1, 1, 1), options())) == 2
+    assert len(find_candidates(maps, (1, 1, 1), options(kernel=5))) == 1
+    maps["log_diameter"] += 2.0
+    assert [one.zyx[2] for one in find_candidates(maps, (1, 1, 1), options())] == [4.0]
+    (merged,) = find_candidates(maps, (1, 1, 1), options(merge=True))
+    assert merged.zyx[2] == pytest.approx((0.8 * 4 + 0.4 * 6) / 1.2, abs=1e-5)
 
 
 def test_eval_mode_is_enforced_and_every_part_left_as_it_was() -> None:

@@ -28,7 +28,7 @@ from medtrain_plugins.nodule.predict import (
     predict,
 )
 from medtrain_plugins.nodule.resampling import resample
-from scan_files import write_dicom, write_itk
+from scan_files import chest, write_dicom, write_itk
 from torch import Tensor, nn
 
 KINDS = ("mhd", "flipped", "nifti", "dicom", "zip")
@@ -143,6 +143,21 @@ def test_the_network_sees_what_it_was_trained_on(tmp_path: Path) -> None:
     inner = window[0, 0][tuple(slice(a, a + n) for a, n in zip(before, prepared.shape, strict=True))]
     np.testing.assert_allclose(inner.numpy(), expected, atol=1e-5)
     assert float(window[0, 0, 0, 0, 0]) == pytest.approx(200 / 1500)
+
+
+def test_lungs_only_looks_at_the_lungs(tmp_path: Path) -> None:
+    """A ball outside of the body is found only where everything is looked at."""
+    array = chest((40, 48, 112))
+    array[:, :, 100:] = -1000
+    z, y, x = np.mgrid[:40, :48, :112]
+    array[(z - 20) ** 2 + (y - 24) ** 2 + (x - 108) ** 2 <= 9] = 20
+    path = write_itk(tmp_path / "scan.mhd", array)
+
+    def at(**inference: object) -> list[int]:
+        found = found_in(path, window=[16], overlap=0.0, **inference)
+        return [1 for finding in found.findings if finding.voxel[2] > 104]
+
+    assert at() == [1] and at(lungs_only=True) == []
 
 
 def make_run(**pivot: object) -> Run:
