@@ -49,6 +49,7 @@ GROUPS = {
     "data.prepare": "Make data ready for training.",
     "data.show": "Look at data.",
     "data.synth": "Write synthetic data in a real layout.",
+    "detect": "Find lesions in scans.",
     "import": "Take over what other programs left.",
     "saliency": "Show what a model looks at.",
     "benchmark": "Train everything that solves one task, and compare it.",

@@ -247,7 +247,6 @@ class Fit:
         record |= {f"validation/{name}": value for name, value in run.evaluation.metrics.items()}
         if reasons := run.evaluation.reasons:
             record["undefined"] = {f"validation/{name}": reason for name, reason in reasons.items()}
-        run.network = self.engine.for_evaluation()
         self._call("on_evaluate_end")
         return run.evaluation
 
@@ -462,10 +461,12 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """A plugin's own evaluation, or the core's loop over the group."""
+    run.network = engine.for_evaluation()
     answer = plugins.ask("evaluate", run=run, loader=batches(loader, engine))
     if answer is None:
         return evaluate_group(run, engine, loader, group, stop=stop)
     result: Evaluation = engine.world.broadcast(answer)
+    result.group = group
     return result
 
 

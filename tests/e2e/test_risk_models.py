@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 MODELS = ["imgfeatalign", "oa_breacr", "mirai", "vmra_mar"]
 UNITS = {"imgfeatalign": "view", "oa_breacr": "view", "mirai": "exam", "vmra_mar": "exam", "mammo_reg_net": "view"}
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
