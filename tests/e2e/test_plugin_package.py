@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -84,7 +85,10 @@ def test_a_package_comes_trains_and_goes(layer: Layer, tmp_path: Path) -> None:
     result = layer.medtrain("run", *TOY, "--plugin", "x", *settings, "--out", run, "--json", "--quiet")
     assert json.loads(result.splitlines()[-1])["status"] == "completed"
     history = [json.loads(line) for line in Path(run, "split-0", "history.jsonl").read_text().splitlines()]
-    assert [record["learning_rate"] for record in history[:2]] == pytest.approx([0.005, 0.01])  # halfway, and restarted
+    steps = history[0]["step"]  # periods of two and four epochs; a record tells the rate of its epoch's last step
+    places = [(steps - 1) / (2 * steps), (2 * steps - 1) / (2 * steps), (steps - 1) / (4 * steps)]
+    expected = [0.005 * (1 + math.cos(math.pi * place)) for place in places]
+    assert [record["learning_rate"] for record in history] == pytest.approx(expected)
     gaps = [record["validation/loss"] - record["train/loss"] for record in history]
     assert [record["generalisation_gap"] for record in history] == pytest.approx(gaps)
     assert "FAIL" not in layer.medtrain("plugins", "check", "x")
