@@ -40,7 +40,8 @@ def grey_values(dataset: Dataset) -> npt.NDArray[np.float32]:
         outside = (stored >= first) & (stored <= last)
         if not outside.all():
             image[outside] = np.minimum(image[outside], image[~outside].min())
-    return image
+    grey: npt.NDArray[np.float32] = image
+    return grey
 
 
 def to_uint8(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
