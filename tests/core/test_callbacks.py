@@ -444,6 +444,7 @@ def test_a_paused_run_obeys_signals(trainer: Callable[..., Trainer], monkeypatch
     assert Trainer.from_maps(made.path).resume().epochs == 2  # type: ignore[arg-type]
 
 
+@pytest.mark.acceptance
 def test_pausing_from_the_command_line(medtrain: Any, wait_for: Any, tmp_path: Path) -> None:
     changes = ("optimization.num_epochs=40", "toy_plugin.wait=0.05", "computational.device=cpu", "data.batch_size=2")
     arguments = [part for change in changes for part in ("--set", change)]

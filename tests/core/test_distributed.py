@@ -79,6 +79,7 @@ def test_two_processes_equal_one(medtrain: Any, trainer: Callable[..., Trainer],
     assert here.status()["reason"] == there.status()["reason"] == "fit has not improved for 4 evaluations"
 
 
+@pytest.mark.acceptance
 def test_preempted_in_two_processes_and_a_group_smaller_than_the_world(
     medtrain: Any, trainer: Callable[..., Trainer], wait_for: Any, tmp_path: Path
 ) -> None:
@@ -108,6 +109,7 @@ def test_preempted_in_two_processes_and_a_group_smaller_than_the_world(
         assert record == pytest.approx(wanted, abs=1e-6)
 
 
+@pytest.mark.acceptance
 def test_steps_left_out_in_two_processes(medtrain: Any, trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     """One process sees a sample that is no number; both leave the step out, as one process does."""
     pair, alone = witness(tmp_path, "pair"), witness(tmp_path, "alone")
@@ -172,6 +174,7 @@ class OnlyTheGenerator(Gan):
 '''
 
 
+@pytest.mark.acceptance
 @pytest.mark.parametrize("kind", ["Gan", "OnlyTheGenerator"])
 def test_several_optimizers_in_two_processes(
     medtrain: Any, trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -210,6 +213,7 @@ def test_several_optimizers_in_two_processes(
     assert still == ({"discriminator"} if kind == "OnlyTheGenerator" else set())
 
 
+@pytest.mark.acceptance
 def test_a_plugin_that_fails_in_one_process_ends_all(medtrain: Any, tmp_path: Path) -> None:
     """The other process waits for gradients that never come; it must not wait for ever."""
     arguments = settings("toy_plugin.fail_at=4", "optimization.num_epochs=2", "data.batch_size=4")

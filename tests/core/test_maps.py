@@ -162,4 +162,4 @@ def test_the_environment_names_versions(run: Maps) -> None:
     facts = maps.environment()
     assert facts["packages"]["torch"] == facts["torch"].split("+")[0] or facts["torch"].startswith("2")
     assert json.loads(json.dumps(facts)) == facts
-    assert set(facts) == {"medtrain", "python", "platform", "torch", "threads", "gpu", "command", "packages"}
+    assert set(facts) == {"medtrain", "python", "platform", "torch", "threads", "gpu", "command", "git", "packages"}

@@ -179,6 +179,7 @@ def test_stages_and_epochs_belong_together() -> None:
         build(stages=[{"epochs": 1, "patchsize": [1]}])
 
 
+@pytest.mark.acceptance
 def test_two_processes_equal_one(medtrain: Any, trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     task = ("toy_plugin.samples=17", "optimization.num_epochs=3", "toy_plugin.noise=0.1", "computational.device=cpu")
     halves, wholes = (

@@ -207,6 +207,7 @@ def test_what_cannot_be_transferred(trainer: Callable[..., Trainer], pretrained:
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.acceptance
 def test_two_processes_equal_one(medtrain: Any, trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     """Thawing makes a new DDP: the encoder's gradients are averaged over processes from then on."""
     changes = (

@@ -64,6 +64,7 @@ def test_eval_writes_metrics_predictions_plots_and_report(trained: Any) -> None:
     assert "http://" not in page and "https://" not in page and "<script" not in page
 
 
+@pytest.mark.acceptance
 @shared
 def test_evaluating_twice_gives_the_same_files(trained: Any) -> None:
     for name in ("once", "twice"):
@@ -72,6 +73,7 @@ def test_evaluating_twice_gives_the_same_files(trained: Any) -> None:
         assert (trained.folder / "once" / name).read_bytes() == (trained.folder / "twice" / name).read_bytes()
 
 
+@pytest.mark.acceptance
 @shared
 def test_another_cohort_is_evaluated_unless_the_model_was_fitted_on_it(trained: Any, cohort: Path) -> None:
     from medtrain_plugins.mammography.synth import synthesize
@@ -103,6 +105,7 @@ def test_predict_needs_no_table(trained: Any, cohort: Path) -> None:
         assert row.risk_year_3 == pytest.approx(known.loc[row.sample_id, "risk_3"], abs=1e-5)
 
 
+@pytest.mark.acceptance
 @shared
 def test_resume_adds_epochs(trained: Any) -> None:
     folder = trained.folder / "more"

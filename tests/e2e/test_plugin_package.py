@@ -99,6 +99,7 @@ def test_a_package_comes_trains_and_goes(layer: Layer, tmp_path: Path) -> None:
         assert "there is no plugin 'x'" in layer.medtrain(*command, exit_code=2)
 
 
+@pytest.mark.acceptance
 def test_scaffolded_packages_pass_their_own_tests(layer: Layer, tmp_path: Path) -> None:
     folders = [tmp_path / f"my-{kind}" for kind in KINDS]
     for kind, folder in zip(KINDS, folders, strict=True):

@@ -192,6 +192,7 @@ def test_trackers_change_nothing(tmp_path: Path) -> None:
     assert_one_history(tmp_path / "both", 2)
 
 
+@pytest.mark.acceptance
 def test_without_network_wandb_warns_once_and_records_offline(medtrain: Any, tmp_path: Path) -> None:
     train(tmp_path / "plain", dropout=0.3)
     # Nobody answers at this address.
