@@ -70,7 +70,8 @@ class StepSeeder:
 
 def use_deterministic_algorithms(enabled: bool) -> None:
     """Ask torch for deterministic operations; those without one warn rather than fail."""
-    torch.use_deterministic_algorithms(enabled, warn_only=True)
+    if enabled or torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(enabled, warn_only=True)  # which imports torch's compiler: two seconds
     torch.backends.cudnn.deterministic = enabled
     if enabled:
         torch.backends.cudnn.benchmark = False
@@ -118,7 +119,8 @@ def seed_everything_context(seed: int = 0, deterministic: bool = False) -> Itera
         torch.set_rng_state(torch_state)
         if gpus:
             torch.cuda.set_rng_state_all(gpus)
-        torch.use_deterministic_algorithms(flags[0], warn_only=warn_only)
+        if flags[0] or torch.are_deterministic_algorithms_enabled():
+            torch.use_deterministic_algorithms(flags[0], warn_only=warn_only)
         cudnn.deterministic, cudnn.benchmark = flags[1:]
         os.environ.pop(GLOBAL_SEED, None)
         if before is not None:

@@ -14,7 +14,7 @@ from medtrain_plugins.mammography.benchmark import Request
 SMALL = ("--set", "each.image_size=[32, 32]", "--set", "each.bootstrap_replicates=10", "--epochs", 1, "--quiet")
 MODELS = ("--models", "mirai,oa_breacr,imgfeatalign")
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600), pytest.mark.xdist_group("benchmark")]
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

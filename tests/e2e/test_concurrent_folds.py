@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.acceptance
 TOY = "medtrain.testing:ToyTask"
 FOLDS = ("--set", "data.num_folds=3", "--set", "run.concurrent_splits=3")
 

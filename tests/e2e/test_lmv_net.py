@@ -41,10 +41,8 @@ def trained(cohort: Path, tmp_path_factory: pytest.TempPathFactory, command_line
 
 
 pytestmark = pytest.mark.timeout(200)
-shared = pytest.mark.xdist_group("lmv_net")  # tests of one trained run stay in one process
 
 
-@shared
 def test_eval_writes_metrics_predictions_plots_and_report(trained: Any) -> None:
     summary = json.loads(trained("eval", "run", "--json").stdout.splitlines()[-1])
     folder = trained.folder / summary["out"]
@@ -65,7 +63,6 @@ def test_eval_writes_metrics_predictions_plots_and_report(trained: Any) -> None:
 
 
 @pytest.mark.acceptance
-@shared
 def test_evaluating_twice_gives_the_same_files(trained: Any) -> None:
     for name in ("once", "twice"):
         trained("eval", "run", "--group", "validation", "--out", name)
@@ -74,7 +71,6 @@ def test_evaluating_twice_gives_the_same_files(trained: Any) -> None:
 
 
 @pytest.mark.acceptance
-@shared
 def test_another_cohort_is_evaluated_unless_the_model_was_fitted_on_it(trained: Any, cohort: Path) -> None:
     from medtrain_plugins.mammography.synth import synthesize
 
@@ -91,7 +87,6 @@ def test_another_cohort_is_evaluated_unless_the_model_was_fitted_on_it(trained: 
     assert summary["group"] == "all" and summary["metrics"]["c_index"] is not None
 
 
-@shared
 def test_predict_needs_no_table(trained: Any, cohort: Path) -> None:
     images = trained.folder / "new"
     if not images.exists():
@@ -106,7 +101,6 @@ def test_predict_needs_no_table(trained: Any, cohort: Path) -> None:
 
 
 @pytest.mark.acceptance
-@shared
 def test_resume_adds_epochs(trained: Any) -> None:
     folder = trained.folder / "more"
     shutil.copytree(trained.folder / "run", folder)

@@ -32,6 +32,7 @@ loss_patches = 2
 """
 
 
+@pytest.mark.acceptance
 def test_two_processes_train_and_evaluate_as_one_does(medtrain: Any, tmp_path: Path) -> None:
     from medtrain_plugins.nodule.synth import demo_manifest
 

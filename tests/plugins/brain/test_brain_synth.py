@@ -129,7 +129,7 @@ def test_the_commands(tmp_path: Path) -> None:
     victim = next((tmp_path / "t").glob("sub-*/ses-M000/anat/*.nii.gz"))
     victim.write_bytes(victim.read_bytes()[:-50])
     bad = _run(commands.check, *arguments, "--json")
-    told = json.loads(bad.output)
+    told = json.loads(bad.stdout)
     assert bad.return_value == 3 and told["images"] == 7
     assert len(told["problems"]) == 1 and victim.name in told["problems"][0]
     refused = _run(commands.prepare, *arguments, "--out", tmp_path / "d")

@@ -144,6 +144,7 @@ def test_int8_that_loses_accuracy_is_refused(run: Path, float32: tuple[Path, Any
     assert told["accuracy"]["top1_int8"] < told["accuracy"]["top1_float32"]
 
 
+@pytest.mark.acceptance
 def test_exports_of_a_run_whose_data_have_moved(run: Path, tmp_path: Path, medtrain: Any) -> None:
     shutil.copytree(run, tmp_path / "run")
     moved = (run.parent / "data").rename(run.parent / "moved")

@@ -220,6 +220,7 @@ def work(tmp_path: Path, maps: Path, world: int, batch_size: int) -> list[Any]:
     return [json.loads((tmp_path / f"world{world}-{rank}.json").read_text()) for rank in range(world)]
 
 
+@pytest.mark.acceptance
 def test_two_processes_are_one(folder: Path, trainer: Make, tmp_path: Path) -> None:
     # 24 test clips in global batches of 10: the last has 4; of 23 for one rank more than for the other.
     run = trainer("run", folder, SIGNS, "data.batch_size=5", "data.evaluation_batch_size=5").train()
