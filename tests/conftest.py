@@ -89,6 +89,29 @@ def medtrain(tmp_path: Path) -> Iterator[CommandLine]:
 
 
 @pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`refused("run", "--epochs", 0, code=2)` is the message a mistake gets, which is required to be one.
+
+    The command line runs in this process: many mistakes, and torch takes seconds to import for each.
+    """
+
+    def run(*arguments: Any, code: int) -> str:
+        from medtrain_cli.main import main
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["medtrain", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        errors = capfd.readouterr().err
+        assert ended.value.code == code, errors
+        assert "Traceback" not in errors
+        return errors
+
+    return run
+
+
+@pytest.fixture
 def wait_for() -> Callable[[Callable[[], Any]], None]:
     """Wait until something holds, at most a minute."""
 

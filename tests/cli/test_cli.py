@@ -152,12 +152,14 @@ def test_eval_and_predict(finished: Path, command_line_in: Any) -> None:
     assert medtrain("predict", run, "vectors.txt").stdout.startswith("a,b,c\n")
 
 
+@pytest.mark.acceptance
 def test_resume_with_more_epochs(finished: Path, command_line_in: Any) -> None:
     medtrain, run = command_line_in(finished), run_of(finished)
     text = medtrain("resume", run, "--set", "optimization.num_epochs=3").stdout
     assert "epoch 3/3" in text and f"Run directory  {run}" in text
 
 
+@pytest.mark.acceptance
 def test_plain_output_tells_the_next_commands(medtrain: Any) -> None:
     text = medtrain("run", *TOY, "--epochs", 1, "--out", "mine").stdout
     assert "epoch 1/1  lr 0.001  train loss" in text
@@ -214,7 +216,11 @@ def test_doctor(medtrain: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "status"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 75, "preempted")]
+    ("number", "code", "status"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, 75, "preempted", marks=pytest.mark.acceptance),
+    ],
 )
 def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(
     medtrain: Any, wait_for: Any, number: int, code: int, status: str

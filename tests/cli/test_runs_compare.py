@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.acceptance
+
 TOY = ("--plugin", "toy_plugin", "--set", "computational.device=cpu", "--set", "toy_plugin.test=40", "--quiet")
 
 
@@ -22,7 +24,6 @@ def medtrain(tmp_path_factory: pytest.TempPathFactory, command_line_in: Any) -> 
     return command_line
 
 
-@pytest.mark.acceptance
 def test_two_runs_side_by_side(medtrain: Any) -> None:
     result = medtrain("runs", "compare", "runs/a", "runs/b", "--replicates", 100)
     text = result.stdout
@@ -47,7 +48,6 @@ def test_json_is_one_object_and_goes_to_the_folder_asked_for(medtrain: Any) -> N
     assert written == {key: value for key, value in told.items() if key not in ("status", "out")}
 
 
-@pytest.mark.acceptance
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -65,6 +65,5 @@ def test_mistakes_are_one_clear_message(medtrain: Any, arguments: tuple[str, ...
     assert said in errors and "Traceback" not in errors
 
 
-@pytest.mark.acceptance
 def test_help_lists_it(medtrain: Any) -> None:
     assert "compare" in medtrain("runs", "--help").stdout

@@ -137,6 +137,7 @@ def test_every_promised_tag_can_be_read_back(tmp_path: Path) -> None:
     assert "[optimization]\nnum_epochs = 2" in config
 
 
+@pytest.mark.acceptance
 def test_wandb_gets_config_tags_group_and_the_best_value(medtrain: Any, tmp_path: Path) -> None:
     from medtrain_plugins.tracking.wandb_files import records
 
