@@ -205,7 +205,7 @@ class Change:
         if not self.interpolates:
             return _turned(cut(volume, start, self.size, outside), self.turn)
         low, high = self._source_box()
-        region = torch.from_numpy(cut(volume, start + low, (high - low + 1).tolist(), outside)).float()
+        region = torch.from_numpy(np.array(cut(volume, start + low, (high - low + 1).tolist(), outside), np.float32))
         mode = "nearest" if nearest else "bilinear"
         grid = self._grid(low, high)
         patch = functional.grid_sample(region[None, None], grid, mode, "border", align_corners=True)[0, 0].numpy()
@@ -313,7 +313,7 @@ def _turned(patch: Array, turn: Floats) -> Array:
     """The patch whose voxel o is that at turn o of the given one, both counted from their middles."""
     order = [int(np.flatnonzero(turn[:, axis])[0]) for axis in range(3)]  # of each new axis, the old one
     steps = tuple(slice(None, None, -1 if turn[old, axis] < 0 else 1) for axis, old in enumerate(order))
-    return np.ascontiguousarray(np.transpose(patch, order)[steps])
+    return np.transpose(patch, order)[steps]
 
 
 def _quarter_turn(size: tuple[int, ...], spacing: Floats, generator: np.random.Generator) -> Floats:

@@ -95,7 +95,7 @@ class _Scans:
         value[points.labels] = 1
         value[points.ignored_labels] = np.nan
         value[0] = 0
-        return torch.from_numpy(value[labels])[None]
+        return torch.from_numpy(np.ascontiguousarray(value[labels]))[None]
 
 
 class NodulePatches(_Scans):

@@ -38,12 +38,14 @@ class Intensity:
         """HU of any shape -> float32 of that shape within `target`."""
         low, high = self.window
         bottom, top = self.target
-        # A copy in any case: the source may be a prepared volume mapped from disk.
-        values = np.array(hu, dtype=np.float32)
-        np.clip(values, low, high, out=values)
-        values -= np.float32(low)
+        given = np.asarray(hu)
+        if given.dtype != np.int16 or not (low.is_integer() and high.is_integer() and -32768 <= low < high <= 32767):
+            given = given.astype(np.float32)
+        clipped = np.clip(given, given.dtype.type(low), given.dtype.type(high))  # whole HU as such: half the memory
+        values: Array = np.subtract(clipped, np.float32(low), dtype=np.float32, order="C")
         values *= np.float32((top - bottom) / (high - low))
-        values += np.float32(bottom)
+        if bottom:
+            values += np.float32(bottom)
         return values
 
     def to_hu(self, values: npt.ArrayLike) -> Array:

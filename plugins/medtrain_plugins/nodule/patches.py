@@ -37,13 +37,16 @@ def patch_start(centre: ArrayLike, size: ArrayLike) -> Ints:
 
 
 def cut(volume: Array, start: ArrayLike, size: Sequence[int], outside: float = AIR) -> Array:
-    """A copy of the voxels from `start` on, of `size`, in the volume's dtype; `outside` where there is no volume."""
+    """The voxels from `start` on, of `size`, in the volume's dtype; `outside` where there is no volume.
+
+    A view of the volume where all of it is inside.
+    """
     first = np.asarray(start, dtype=np.int64)
     low = np.maximum(first, 0)
     high = np.minimum(first + size, volume.shape)
     there = tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
     if (high - low == size).all():
-        return np.array(volume[there])
+        return volume[there]
     patch = np.full(tuple(size), outside, dtype=volume.dtype)
     if (high > low).all():
         patch[tuple(slice(a, b) for a, b in zip((low - first).tolist(), (high - first).tolist(), strict=True))] = (

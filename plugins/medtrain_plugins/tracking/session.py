@@ -6,6 +6,7 @@ import math
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,9 +94,21 @@ class Session(threading.Thread):
             except Exception as error:
                 files = self.folder / "wandb" / "offline-run-*"
                 self.warn(f"W&B: {describe(error)}; recorded offline, to be uploaded with `wandb sync {files}`")
-                self.wandb.teardown()  # the attempt would hold the id
-                mode = "offline"
+                return self._turn_offline(), logged_epochs(self.folder, self.run_id)
         return self._init(mode), logged_epochs(self.folder, self.run_id)
+
+    def _turn_offline(self) -> Any:
+        """The run offline, after an attempt whose id W&B's own process may hold for some more seconds."""
+        for pause in (0, 1, 2, 4, 8):
+            time.sleep(pause)
+            self.wandb.teardown()
+            try:
+                return self._init("offline")
+            except self.wandb.Error as error:
+                if "in use" not in str(error):
+                    raise
+                failure = error
+        raise failure
 
     def _choose_mode(self) -> str:
         mode: str = self.settings.mode

@@ -350,21 +350,21 @@ def test_options_are_checked(source, arguments, message):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_job_goes_on_where_it_was(medtrain, wait_for, tmp_path, how):
-    for patient in range(101, 121):
+    for patient in range(101, 131):
         exam(tmp_path / "dicom", str(patient))
     out = tmp_path / "png"
     arguments = ("--source", "dicom", "--out", "png", "--workers", 2, "--height", 1024, "--width", 832)
     job = medtrain.start("data", "prepare", "mammography", *arguments)
-    wait_for(lambda: len(list(out.glob("*.png"))) >= 5 or job.poll() is not None)
+    wait_for(lambda: len(list(out.glob("*.png"))) or job.poll() is not None)
     job.send_signal(how)  # to the parent alone: its processes must not go on
     _, errors = job.communicate(timeout=30)
     assert job.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
     assert "Traceback" not in errors
     there = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
-    assert 5 <= len(there) < 80
+    assert 1 <= len(there) < 120
     assert all(read_pixels(out / name).shape == (1024, 832) for name in there)
     assert json.loads((out / "preparation.json").read_text())["state"] == "running"
     report = prepare(tmp_path / "dicom", out, Settings((1024, 832)), workers=2)
-    assert len(report["images"]) == 80
+    assert len(report["images"]) == 120
     assert report["counts"]["existing"] == len(there)
     assert all((out / name).stat().st_mtime_ns == before for name, before in there.items())
