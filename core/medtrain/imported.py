@@ -22,7 +22,7 @@ from medtrain.checkpoint import Checkpoint
 from medtrain.config import RunConfig
 from medtrain.data import Split
 from medtrain.maps import Maps, SplitFolder
-from medtrain.trainer import Trainer
+from medtrain.plugins import installed
 
 
 @dataclass
@@ -66,7 +66,7 @@ def write_run(path: Path, splits: Sequence[ImportedSplit], source: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as aside:
         config = splits[0].config
-        rows = Trainer(config=config)._plugin_rows()
+        rows = installed(config.run.plugins)
         run = Maps.create(Path(aside) / "run", config.to_toml(), rows, maps.environment())
         for split in splits:
             _write_split(run.split(split.number), split, source)

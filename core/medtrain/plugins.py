@@ -83,6 +83,16 @@ def discover() -> list[Found]:
     return rows
 
 
+def installed(names: Sequence[str]) -> list[dict[str, str]]:
+    """For each name, the distribution and version that it comes from ("" for one that is not installed)."""
+    found = {row.name: row for row in discover()}
+    rows = [(name, found.get(name)) for name in names]
+    return [
+        {"name": name, "distribution": row.distribution if row else "", "version": row.version if row else ""}
+        for name, row in rows
+    ]
+
+
 def probe() -> list[Found]:
     """`discover`, after importing every plugin and checking its hooks; the results are remembered."""
     rows = discover()

@@ -25,7 +25,7 @@ from medtrain.loop import Engine
 from medtrain.maps import Maps, SplitFolder
 from medtrain.metrics import Evaluation
 from medtrain.model import unwrap
-from medtrain.plugins import Plugins
+from medtrain.plugins import Plugins, installed
 from medtrain.run import Run
 from medtrain.weights import load_state
 
@@ -154,7 +154,7 @@ class Trainer:
         existed = self.path.exists()
         if world.is_main:
             environment = maps.environment()
-            Maps.create(self.path, self._asked, self._plugin_rows(), environment, self._objects())
+            Maps.create(self.path, self._asked, installed(self.config.run.plugins), environment, self._objects())
         world.barrier()
         folder = Maps(self.path).split(index)
         try:
@@ -458,17 +458,6 @@ class Trainer:
             folder.log(f"damaged checkpoint passed over: {problem}")
         load_state(unwrap(engine.plain), saved.model, str(path))
         run.checkpoint, run.step, run.epoch = path, saved.facts["step"], saved.facts["epoch"]
-
-    def _plugin_rows(self) -> list[dict[str, str]]:
-        from medtrain.plugins import discover
-
-        found = {row.name: row for row in discover()}
-        rows = []
-        for name in self.config.run.plugins:
-            row = found.get(name)
-            distribution, version = (row.distribution, row.version) if row else ("", "")
-            rows.append({"name": name, "distribution": distribution, "version": version})
-        return rows
 
 
 def checkpoint_weights(path: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from .bids import Visit, order
 from .clinicadl_files import Found
 from .clinicadl_networks import NoCounterpartError, convert, counterpart
 from .clinicadl_settings import Settings
-from .dataset import BidsDataset, _text
+from .dataset import BidsDataset, cell_text
 from .networks import build_network
 
 SOURCE = "ClinicaDL 2.0"
@@ -182,7 +182,7 @@ class _Reader(Settings):
 
     def classes(self, values: list[Any]) -> list[str]:
         """The classes by number: labels there are numbers, and a class that no label names has its number's name."""
-        names = {_text(value) for value in values}
+        names = {cell_text(value) for value in values}
         count = 2 if self.two_classes else int((self.model.get("network") or {}).get("num_outputs", 2))
         numbers = [str(number) for number in range(count)]
         if not names <= set(numbers):

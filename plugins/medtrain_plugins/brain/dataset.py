@@ -249,13 +249,13 @@ class BidsDataset:
             if numbers.notna().all():
                 values[name] = torch.tensor(numbers.to_numpy(np.float32, copy=True))
             else:
-                values[name] = [_text(value) for value in rows[name]]
+                values[name] = [cell_text(value) for value in rows[name]]
         return values
 
     def _name_classes(self, rows: pd.DataFrame, given: Sequence[str] | None) -> list[str] | None:
         if self.label is None or self.task != "classification":
             return None if given is None else list(given)
-        found = sorted({_text(value) for value in rows[self.label]}, key=_number_first)
+        found = sorted({cell_text(value) for value in rows[self.label]}, key=_number_first)
         names = [str(name) for name in given] if given is not None else found
         if strange := [name for name in found if name not in names]:
             raise DataError(
@@ -268,7 +268,7 @@ class BidsDataset:
             return None
         if self.task == "classification":
             assert self.class_names is not None
-            return torch.tensor([self.class_names.index(_text(value)) for value in rows[self.label]])
+            return torch.tensor([self.class_names.index(cell_text(value)) for value in rows[self.label]])
         numbers = pd.to_numeric(rows[self.label], errors="coerce")
         if numbers.isna().any():
             raise DataError(f"{self.bids}: {self.label} is not a number: {rows[self.label][numbers.isna()].iloc[0]!r}")
@@ -283,7 +283,7 @@ class BidsDataset:
             if numbers.notna().all() and numbers.nunique() > _CONTINUOUS:
                 parts.append([str(bin) for bin in pd.qcut(numbers, _BINS, labels=False, duplicates="drop")])
             else:
-                parts.append([_text(value) for value in rows[name]])
+                parts.append([cell_text(value) for value in rows[name]])
         return [" ".join(values) for values in zip(*parts, strict=True)]
 
     def _describe(self, cohort: Cohort) -> dict[str, Any]:
@@ -456,7 +456,7 @@ def _tensor(array: Array, dtype: Any) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=dtype, order="C"))
 
 
-def _text(value: Any) -> str:
+def cell_text(value: Any) -> str:
     """A cell of a table as text; whole numbers without the decimals that pandas gave them."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 

@@ -16,6 +16,8 @@ import numpy.typing as npt
 from medtrain.errors import ConfigError, DataError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from medtrain_plugins.platt import fit_line, sigmoid
+
 Array = npt.NDArray[np.float64]
 YEARS = 5
 Slope = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -57,7 +59,7 @@ class Calibration(BaseModel):
     def apply(self, risks: npt.ArrayLike) -> Array:
         """Calibrated risks (N, 5) of risks (N, 5)."""
         logits = np.asarray(self.slope) * np.asarray(risks, dtype=np.float64) + np.asarray(self.intercept)
-        return _sigmoid(logits)
+        return sigmoid(logits)
 
 
 def fit(risks: npt.ArrayLike, target: npt.ArrayLike, known: npt.ArrayLike) -> Calibration:
@@ -82,7 +84,7 @@ def fit(risks: npt.ArrayLike, target: npt.ArrayLike, known: npt.ArrayLike) -> Ca
             )
         if np.ptp(p) == 0:
             raise DataError(f"year {year + 1} cannot be calibrated: all {len(p)} samples have the risk {p[0]:.4g}")
-        slope, intercept = _fit_year(p, cancer)
+        slope, intercept = fit_line(p, cancer)
         if slope <= 0:
             raise DataError(
                 f"year {year + 1} cannot be calibrated: on these {len(p)} samples ({int(cancer.sum())} cases) a higher "
@@ -118,40 +120,3 @@ def known_outcomes(event_times: npt.ArrayLike, event_observed: npt.ArrayLike) ->
     target = np.stack([cases for cases, _ in classes], axis=1)
     known = np.stack([cases | free for cases, free in classes], axis=1)
     return target.astype(np.float64), known.astype(np.float64)
-
-
-def _fit_year(p: Array, cancer: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """Slope and intercept of greatest likelihood.
-
-    The outcomes are drawn in from 0 and 1 by one sample's worth, as Platt has it ("Probabilistic outputs for support
-    vector machines", 1999): the best line is finite even where risks part the cases from the others perfectly.
-    """
-    from scipy.optimize import minimize
-
-    cases, others = int(cancer.sum()), int((~cancer).sum())
-    y = np.where(cancer, (cases + 1) / (cases + 2), 1 / (others + 2))
-    mean, spread = p.mean(), p.std()
-    design = np.stack([(p - mean) / spread, np.ones_like(p)], axis=1)
-
-    def loss(line: Array) -> float:
-        logits = design @ line
-        return float(np.mean(np.logaddexp(0, logits) - y * logits))
-
-    def gradient(line: Array) -> Array:
-        slope: Array = design.T @ (_sigmoid(design @ line) - y) / len(y)
-        return slope
-
-    def curvature(line: Array) -> Array:
-        q = _sigmoid(design @ line)
-        bend: Array = (design * (q * (1 - q))[:, None]).T @ design / len(y)
-        return bend
-
-    start = np.array([0.0, np.log(y.mean() / (1 - y.mean()))])
-    found = minimize(loss, start, jac=gradient, hess=curvature, method="trust-exact", options={"gtol": 1e-10})
-    slope = float(found.x[0] / spread)
-    return slope, float(found.x[1] - slope * mean)
-
-
-def _sigmoid(x: Array) -> Array:
-    out: Array = 0.5 * (1 + np.tanh(0.5 * x))
-    return out

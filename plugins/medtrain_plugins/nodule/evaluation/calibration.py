@@ -17,6 +17,8 @@ import numpy.typing as npt
 from medtrain.errors import ConfigError, DataError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from medtrain_plugins.platt import fit_line, sigmoid
+
 Array = npt.NDArray[Any]
 Method = Literal["temperature", "platt", "isotonic"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -106,7 +108,7 @@ def fit(logits: npt.ArrayLike, labels: npt.ArrayLike, method: Method = "platt") 
     facts: dict[str, Any] = {"method": method, "samples": len(y), "positives": positives}
     if method == "isotonic":
         return Calibration(**facts | _isotonic(x, y))
-    slope, intercept = _temperature(x, y) if method == "temperature" else _platt(x, y)
+    slope, intercept = _temperature(x, y) if method == "temperature" else fit_line(x, y > 0)
     if slope <= 0:
         raise DataError(
             f"on these {len(y)} detections ({positives} nodules) a higher score does not go with more nodules; use "
@@ -128,12 +130,6 @@ def logit(probabilities: npt.ArrayLike) -> Array:
     return found
 
 
-def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)), without overflow."""
-    found: Array = 0.5 * (1 + np.tanh(0.5 * x))
-    return found
-
-
 def _temperature(x: Array, y: Array) -> tuple[float, float]:
     from scipy.optimize import minimize
 
@@ -146,25 +142,6 @@ def _temperature(x: Array, y: Array) -> tuple[float, float]:
     tight = {"ftol": 1e-15, "gtol": 1e-10}
     found = minimize(loss, np.zeros(1), jac=True, method="L-BFGS-B", bounds=[limits], options=tight)
     return math.exp(float(found.x[0])), 0.0
-
-
-def _platt(x: Array, y: Array) -> tuple[float, float]:
-    from scipy.optimize import minimize
-
-    positives, negatives = y.sum(), (1 - y).sum()
-    target = np.where(y > 0, (positives + 1) / (positives + 2), 1 / (negatives + 2))
-    mean, spread = x.mean(), x.std() or 1.0
-    z = (x - mean) / spread
-
-    def loss(line: Array) -> tuple[float, Array]:
-        values = line[0] * z + line[1]
-        error = sigmoid(values) - target
-        return float(np.mean(np.logaddexp(0, values) - target * values)), np.array([(error * z).mean(), error.mean()])
-
-    start = np.array([0.0, math.log(positives / negatives)])
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-10})
-    slope = float(found.x[0]) / float(spread)
-    return slope, float(found.x[1]) - slope * float(mean)
 
 
 def _isotonic(x: Array, y: Array) -> dict[str, tuple[float, ...]]:
