@@ -136,6 +136,12 @@ def test_rotations_keep_within_their_angle_and_are_of_the_patient() -> None:
     assert 10 < largest[15] <= 15 * np.sqrt(3) + 0.5
 
 
+@pytest.mark.parametrize("max_shift", [1.5, 8.0])
+def test_shifts_keep_within_their_reach(max_shift: float) -> None:
+    shifts = [drawn(only(random_translation={"max_shift": max_shift}), seed).shift for seed in range(60)]
+    assert 0.9 * max_shift < np.abs(shifts).max() <= max_shift
+
+
 def test_zoom_enlarges_a_ball_by_the_factor_that_diameters_get() -> None:
     grid = np.meshgrid(*map(np.arange, (70, 90, 95)), indexing="ij", sparse=True)
     centre = START + (np.array(SIZE) - 1) / 2

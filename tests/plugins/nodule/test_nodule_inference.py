@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from medtrain.errors import ConfigError, DataError
+from medtrain_plugins.nodule import inference
 from medtrain_plugins.nodule.evaluation.calibration import Calibration
 from medtrain_plugins.nodule.heads import DetectorModel, DetectorOutput
 from medtrain_plugins.nodule.inference import (
@@ -170,6 +171,68 @@ def test_overlap_sets_how_many_windows_there_are() -> None:
         slide(look, torch.ones(1, 16, 16, 16), (8, 8, 8), overlap=overlap)
         counts.append(sum(map(len, seen)))
     assert counts == [8, 27, 125]
+
+
+class Counting(Pointwise):
+    """Keeps the batches it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[Tensor] = []
+
+    def forward(self, image: Tensor) -> DetectorOutput:
+        self.batches.append(image)
+        return super().forward(image)
+
+
+@pytest.mark.parametrize(
+    ("change", "sizes"),
+    [
+        ({}, [2] * 13 + [1]),  # 27 windows, half of each in the next
+        ({"overlap": 0.0}, [2] * 4),
+        ({"border": 0.5}, [2] * 62 + [1]),
+        ({"batch_size": 20}, [20, 7]),
+        ({"window": [16]}, [1]),
+        ({"window": [16], "tta": ["flip_x", "flip_y"]}, [1] * 4),
+        ({"window": [16], "tta": ["flip_x", "flip_y"], "tta_count": 3}, [1] * 3),
+    ],
+)
+def test_options_set_windows_batches_and_views(change: dict[str, Any], sizes: list[int]) -> None:
+    model = Counting()
+    compute_maps(model, torch.rand(16, 16, 16), options(**{"window": [8], **change}))
+    assert [len(batch) for batch in model.batches] == sizes
+
+
+def test_the_way_of_blending_is_the_one_asked_for() -> None:
+    torch.manual_seed(0)
+    layer, volume = nn.Conv3d(1, 1, 3, padding=1), torch.rand(12, 12, 12)
+    maps = {
+        way: compute_maps(layer, volume, options(window=[8], blend=way))["heatmap"] for way in ("gaussian", "constant")
+    }
+    with torch.no_grad():
+        wanted = slide(lambda batch: {"heatmap": layer(batch).sigmoid()}, volume[None], (8, 8, 8), blend="constant")
+    torch.testing.assert_close(maps["constant"], wanted["heatmap"])
+    assert not torch.allclose(maps["gaussian"], maps["constant"], atol=1e-3)
+
+
+@pytest.mark.parametrize(("where", "wanted"), [("device", "meta"), ("cpu", "cpu")])
+def test_maps_are_summed_where_asked(monkeypatch: pytest.MonkeyPatch, where: str, wanted: str) -> None:
+    told: dict[str, Any] = {}
+
+    def no_windows(*_: Any, **settings: Any) -> dict[str, Tensor]:  # this machine may have but one device
+        told.update(settings)
+        return {}
+
+    monkeypatch.setattr(inference, "slide", no_windows)
+    given = options(window=[8], accumulate_on=where)
+    compute_maps(Pointwise(), torch.rand(8, 8, 8), given, device=torch.device("meta"))
+    assert (told["device"].type, told["accumulate_on"].type) == ("meta", wanted)
+
+
+def test_faint_peaks_count_from_the_least_confidence_on() -> None:
+    maps = {"heatmap": torch.zeros(1, 5, 5, 5)}
+    maps["heatmap"][0, 2, 2, 2] = 0.03
+    assert [len(find_candidates(maps, (1, 1, 1), options(min_confidence=least))) for least in (0.02, 0.05)] == [1, 0]
 
 
 def test_kernel_and_merge_decide_what_is_one_candidate() -> None:
