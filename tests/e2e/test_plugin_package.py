@@ -65,6 +65,7 @@ def layer(tmp_path: Path) -> Layer:
     return Layer(tmp_path / "layer")
 
 
+@pytest.mark.acceptance
 def test_a_package_comes_trains_and_goes(layer: Layer, tmp_path: Path) -> None:
     assert "x" not in layer.plugins()
     built = layer.python("-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(EXAMPLE))

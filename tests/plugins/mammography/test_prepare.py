@@ -348,7 +348,7 @@ def test_options_are_checked(source, arguments, message):
     assert message in result.output
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGKILL, marks=pytest.mark.acceptance), signal.SIGINT])
 def test_an_interrupted_job_goes_on_where_it_was(medtrain, wait_for, tmp_path, how):
     for patient in range(101, 131):
         exam(tmp_path / "dicom", str(patient))

@@ -120,7 +120,7 @@ def spoil(folder: Path, name: str) -> None:
     stored.flush()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.acceptance)])
 def test_a_nan_clip_is_named_and_the_checkpoint_stays(
     folder: Path, trainer: Make, tmp_path: Path, medtrain: Any, workers: int
 ) -> None:

@@ -88,7 +88,8 @@ def assert_one_history(run: Path, epochs: int) -> None:
     assert [scalar.value for scalar in found.Scalars("epoch")] == list(range(epochs))
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.acceptance)])
+@pytest.mark.acceptance
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_an_interrupted_run_has_one_history_under_one_id(
     medtrain: Any, tmp_path: Path, wait_for: Any, how: signal.Signals
 ) -> None:
