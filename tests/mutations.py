@@ -47,8 +47,11 @@ def failure_without(owner: type[BaseModel], name: str, tests: list[str]) -> str:
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
             default = owner.model_fields[name].get_default(call_default_factory=True)
-            read = owner.__getattribute__
+            read, dump = owner.__getattribute__, owner.model_dump
             owner.__getattribute__ = lambda self, key: default if key == name else read(self, key)  # type: ignore
+            owner.model_dump = lambda self, **how: {  # type: ignore
+                key: default if key == name else value for key, value in dump(self, **how).items()
+            }
             options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not acceptance", f"--rootdir={TESTS.parent}"]
             pytest.main([*options, *tests], plugins=[FirstFailure(writing)])
         finally:

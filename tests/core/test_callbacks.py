@@ -116,6 +116,30 @@ def test_the_section_and_the_callback_are_one(trainer: Callable[..., Trainer]) -
     assert (stopped.epochs, split_of(stopped.maps).status()["reason"]) == (2, "up reached its upper bound 0.7")
 
 
+@pytest.mark.parametrize(
+    ("section", "epochs"),
+    [
+        (("patience=2",), 4),
+        (("patience=2", "min_delta=0.25"), 3),
+        (("patience=2", "mode=min"), 3),
+        (("lower_bound=0.45",), 4),
+        (('monitor=["up", "down"]', "patience=2"), 6),
+        (('monitor=["up", "down"]', "patience=2", "when=any"), 4),
+    ],
+)
+def test_each_key_of_the_section_counts(trainer: Callable[..., Trainer], section: tuple[str, ...], epochs: int) -> None:
+    script = Scripted([0.5, 0.7, 0.6, 0.4, 0.5, 0.5, 0.5, 0.5, 0.5], [0.1, 0.2, 0.3, 0.4, 0.3, 0.3, 0.3, 0.3, 0.3])
+    changes = [f"early_stopping.{change}" for change in section]
+    assert trainer("run", *NINE, *changes, metrics=[script]).train().epochs == epochs
+
+
+@pytest.mark.parametrize(("check", "epochs"), [("true", 2), ("false", 9)])
+def test_the_section_bears_values_that_are_not_finite(trainer: Callable[..., Trainer], check: str, epochs: int) -> None:
+    changes = ("early_stopping.patience=8", f"early_stopping.check_finite={check}")
+    script = Scripted([0.5, math.nan, 0.6, 0.7, 0.8, 0.9, 0.9, 0.9, 0.9])
+    assert trainer("run", *NINE, *changes, metrics=[script]).train().epochs == epochs
+
+
 @pytest.mark.parametrize("by", ["callback", "section"])
 def test_early_stopping_goes_on_counting_after_a_resume(
     trainer: Callable[..., Trainer], outcome: Callable[[Path], Any], by: str

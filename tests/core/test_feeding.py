@@ -67,7 +67,7 @@ def test_processes() -> None:
         ({}, {"train": 70, "validation": 20, "test": 10}),
         ({"validation_fraction": 0.4}, {"train": 50, "validation": 40, "test": 10}),
         ({"test_fraction": 0.3}, {"train": 50, "validation": 20, "test": 30}),
-        ({"num_folds": 5, "test_fraction": 0.0}, {"train": 80, "validation": 20}),
+        ({"num_folds": 4, "test_fraction": 0.0}, {"train": 75, "validation": 25}),
     ],
 )
 def test_the_parts_of_one_dataset(settings: dict[str, Any], sizes: dict[str, int]) -> None:

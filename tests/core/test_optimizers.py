@@ -216,6 +216,16 @@ def test_gradient_entries_are_clipped_before_the_norm(toy_run: Callable[..., Pat
     assert norms["entries"] <= 1e-4 * math.sqrt(67) < norms["free"]
 
 
+def test_the_section_says_norm_and_accumulation(toy_run: Callable[..., Path]) -> None:
+    def first_epoch(name: str, *changes: str) -> dict[str, Any]:
+        return dict(split_of(toy_run("optimization.clip_grad_norm=1e9", *changes, name=name)).history()[0])
+
+    plain, pairs = first_epoch("plain"), first_epoch("pairs", "optimization.accumulation_steps=2")
+    assert pairs["step"] == -(-plain["step"] // 2) < plain["step"]
+    largest = first_epoch("largest", "optimization.clip_norm_type=inf")
+    assert largest["train/grad_norm"] < 0.9 * plain["train/grad_norm"]
+
+
 def test_the_norm_is_the_same_with_and_without_amp(toy_run: Callable[..., Path]) -> None:
     norms = [
         split_of(toy_run("optimization.clip_grad_norm=0.01", f"computational.amp={amp}", name=amp)).history()[0]
