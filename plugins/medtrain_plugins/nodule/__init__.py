@@ -8,10 +8,12 @@ from medtrain import hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     import pandas as pd
     import torch
     from medtrain import Data, Run, RunConfig, Section
+    from medtrain.export import Check
     from medtrain.metrics import Evaluation
 
     from .detection import DetectionMetric
@@ -83,6 +85,13 @@ class Pivot:
         from .predict import predict
 
         return predict(run, sample, run.config.options(self.name))
+
+    @hookimpl
+    def export(self, run: Run, format: str, path: Path, check: Check | None) -> dict[str, Any] | None:
+        """The detector as ONNX."""
+        from .export import export_detector
+
+        return export_detector(run, run.config.options(self.name), format, path, check)
 
     @hookimpl
     def report_sections(self, run: Run) -> list[Section]:

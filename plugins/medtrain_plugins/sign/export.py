@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,8 @@ from medtrain.errors import ConfigError, DataError, ExportError
 from medtrain.export import Check
 from torch import Tensor, nn
 
+from medtrain_plugins.onnx_file import OPSET, open_onnx, save_onnx, write_onnx
+
 from .dataset import collate
 from .landmarks import CHANNELS, FEATURES, GROUPS
 from .model import SignTransformer
@@ -35,8 +36,7 @@ from .options import KArSLOptions
 from .sampling import positions, sample
 from .signs import signs_of
 
-INPUT, OUTPUT, METADATA = "input", "output", "medtrain"
-OPSET = 18
+INPUT, OUTPUT = "input", "output"
 BATCH_SIZES = (1, 2, 7, 64)
 TOLERANCE = 1e-4  # of logits up to 10; of larger ones, which float32 holds less exactly, 1e-5 of the largest
 CHECK_CLIPS = 1000  # at most, on which int8 is compared with float32
@@ -56,13 +56,13 @@ def export_signs(
         return None
     about = describe(run, options, model)
     if format == "onnx":
-        write_onnx(model, path, about)
+        write_float32(model, path, about)
         told = check_equality(model, path, check)
     else:
         clips = _clips_for_accuracy(check)
         with TemporaryDirectory(dir=path.parent, prefix=".onnx-") as folder:
             float32 = Path(folder) / "float32.onnx"
-            write_onnx(model, float32, about)
+            write_float32(model, float32, about)
             check_equality(model, float32, check, only_generated=True)
             quantize(float32, path, about)
             told = check_accuracy(model, float32, path, clips, check.max_drop if check else 0.0)
@@ -106,42 +106,9 @@ class _Logits(nn.Module):
         return self.model.logits(keypoints)
 
 
-def write_onnx(model: SignTransformer, path: Path, about: dict[str, Any]) -> None:
-    """Write one file, weights included. The batch may be of any size; the number of frames is the model's."""
-    example = torch.zeros(2, model.frames, FEATURES)
-    batch = torch.export.Dim("batch_size")
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            _Logits(model).eval(),
-            (example,),
-            dynamo=True,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: batch},),
-            opset_version=OPSET,
-            external_data=False,
-            verbose=False,
-        )
-    assert program is not None
-    exported = program.model_proto
-    # The exporter notes where in the source each node comes from, with the paths of this machine.
-    for node in exported.graph.node:
-        node.ClearField("metadata_props")
-        node.ClearField("doc_string")
-    for value in (*exported.graph.input, *exported.graph.output, *exported.graph.initializer):
-        value.ClearField("metadata_props")
-    exported.graph.ClearField("metadata_props")
-    # Shapes between nodes can be inferred; the stored ones stand in the way of the quantizer.
-    exported.graph.ClearField("value_info")
-    _save(exported, path, about)
-
-
-def _save(exported: onnx.ModelProto, path: Path, about: dict[str, Any]) -> None:
-    exported.ClearField("metadata_props")
-    onnx.helper.set_model_props(exported, {METADATA: json.dumps(about, sort_keys=True, ensure_ascii=False)})
-    onnx.checker.check_model(exported, full_check=True)
-    path.write_bytes(exported.SerializeToString(deterministic=True))
+def write_float32(model: SignTransformer, path: Path, about: dict[str, Any]) -> None:
+    """Write the model; the number of frames is its own."""
+    write_onnx(_Logits(model), torch.zeros(2, model.frames, FEATURES), path, about, INPUT, [OUTPUT])
 
 
 def quantize(source: Path, path: Path, about: dict[str, Any]) -> None:
@@ -155,7 +122,7 @@ def quantize(source: Path, path: Path, about: dict[str, Any]) -> None:
     with TemporaryDirectory(dir=path.parent, prefix=".onnx-") as folder, _quiet_logging():
         made = Path(folder) / "int8.onnx"
         quantize_dynamic(source, made, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QUInt8)
-        _save(onnx.load(made), path, {**about, "precision": "int8 weights, float32 between layers"})
+        save_onnx(onnx.load(made), path, {**about, "precision": "int8 weights, float32 between layers"})
 
 
 @contextmanager
@@ -169,13 +136,6 @@ def _quiet_logging() -> Iterator[None]:
         logging.disable(before)
 
 
-def session(path: Path) -> onnxruntime.InferenceSession:
-    """The file in ONNX Runtime, on the CPU, with as many threads as torch has."""
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-
-
 def check_equality(
     model: SignTransformer, path: Path, check: Check | None, *, only_generated: bool = False
 ) -> dict[str, Any]:
@@ -185,7 +145,7 @@ def check_equality(
     """
     if check is None:
         return {"checked": False, "notes": ["Not compared with the trained model."]}
-    running, largest, notes = session(path), 0.0, []
+    running, largest, notes = open_onnx(path), 0.0, []
     sets = {"drawn values": _drawn(model)}
     if not only_generated:
         try:
@@ -227,7 +187,7 @@ def check_accuracy(
         note = f"{ratio}; its accuracy was not compared with that of the trained model."
         return {**sizes, "checked": False, "notes": [note]}
     name, dataset = clips
-    reference, smaller = session(float32), session(int8)
+    reference, smaller = open_onnx(float32), open_onnx(int8)
     hits = {"float32": 0, "batches": 0, "one by one": 0}
     count = 0
     for keypoints, labels in sampled(dataset, model, CHECK_CLIPS):

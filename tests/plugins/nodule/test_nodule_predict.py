@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from found_scans import NODULES, ORIGIN, SPACING, Toy, found_in, pivot_options, scan_in
-from medtrain import Run, RunConfig, Trainer
+from medtrain import Run, RunConfig, Trainer, build_model
 from medtrain.errors import ConfigError, DataError, UsageError
 from medtrain_cli.main import cli
 from medtrain_cli.options import Request as Asked
@@ -281,3 +281,30 @@ def test_runs_of_others_and_missing_scans_are_refused(trained: Path, tmp_path: P
     assert isinstance(done.exception, UsageError)
     done = runner.invoke(cli, ["calibrate", "pivot", str(trained), "--group", "train"])
     assert isinstance(done.exception, UsageError)
+
+
+def test_a_trained_run_as_onnx_gives_the_maps_of_the_model(trained: Path, tmp_path: Path) -> None:
+    import json
+
+    import onnx
+    import onnxruntime
+
+    out = tmp_path / "detector.onnx"
+    done = CliRunner().invoke(
+        cli, ["export", str(trained), "--format", "onnx", "--out", str(out), "--json"], catch_exceptions=False
+    )
+    told = json.loads(done.output.splitlines()[-1])
+    assert done.exit_code == 0 and told["checked"] and told["largest_difference"] < 1e-4
+    noted = {entry.key: json.loads(entry.value) for entry in onnx.load(out).metadata_props}["medtrain"]
+    options = Trainer.from_maps(trained).config.options("pivot")
+    assert noted["spacing_zyx_mm"] == [1.25] * 3 and noted["window_hu"] == list(
+        options.window
+    )  # that of the demo scans
+    assert noted["input"]["shape"] == ["batch_size", 1, *options.inference.window]
+    image = np.random.default_rng(5).random((1, *noted["input"]["shape"][1:]), dtype=np.float32)
+    maps = dict(zip(noted["outputs"], onnxruntime.InferenceSession(str(out)).run(None, {"image": image}), strict=True))
+    assert list(maps["heatmap"].shape[1:]) == noted["outputs"]["heatmap"][1:]
+    model = build_model("pivot", weights=trained).eval()
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(image)).heatmap.sigmoid()
+    np.testing.assert_allclose(maps["heatmap"], wanted.numpy(), atol=1e-5)
