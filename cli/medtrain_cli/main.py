@@ -128,7 +128,17 @@ cli = Tree(
 
 def main(arguments: list[str] | None = None) -> None:
     """The console script: run a command, turn errors into one message and the right exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _run(list(sys.argv[1:] if arguments is None else arguments))
+    except SystemExit as end:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "torch" in sys.modules:
+            from medtrain.distributed import leave
+
+            leave(end.code if isinstance(end.code, int) else 1)
+        raise
+
+
+def _run(arguments: list[str]) -> None:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     _let_plugins_speak(to_stderr="--json" in arguments)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -96,6 +98,18 @@ def join(device: str = "auto") -> World:
     return World(device=torch.device("cuda", torch.cuda.current_device()))
 
 
+def leave(exit_code: int) -> NoReturn:
+    """End a process that is one of several, now.
+
+    Gloo's threads outlive the training, and one that lets go of a Python object while the interpreter takes itself down
+    aborts the process: a finished run would now and then count as failed.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
+
+
 def _check_gpu(device: str, several: bool) -> None:
     if not device.startswith("cuda"):
         return
@@ -118,7 +132,6 @@ def _apple_gpu(several: bool) -> torch.device:
 
 def launch(processes: int, arguments: list[str]) -> int:
     """Run `medtrain ARGUMENTS` in several processes on this machine; the exit code of the first that failed."""
-    import sys
     import uuid
 
     from torch.distributed.elastic.multiprocessing.api import SignalException
