@@ -244,6 +244,7 @@ def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(
     assert len(rates.read_text().split()) == 9  # every step once
 
 
+@pytest.mark.acceptance
 def test_killed_and_resumed_at_once(medtrain: Any, wait_for: Any) -> None:
     """Loader processes outlive a killed run by seconds; they do not hold its lock."""
     rates = medtrain.folder / "rates-0"

@@ -43,6 +43,7 @@ def trained(cohort: Path, tmp_path_factory: pytest.TempPathFactory, command_line
 pytestmark = pytest.mark.timeout(200)
 
 
+@pytest.mark.acceptance
 def test_eval_writes_metrics_predictions_plots_and_report(trained: Any) -> None:
     summary = json.loads(trained("eval", "run", "--json").stdout.splitlines()[-1])
     folder = trained.folder / summary["out"]

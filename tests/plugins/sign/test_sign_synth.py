@@ -59,6 +59,7 @@ def test_without_signal_clips_of_a_sign_are_no_more_alike(tmp_path: Path) -> Non
     assert gap < min(spread)
 
 
+@pytest.mark.acceptance
 def test_the_command(tmp_path: Path, medtrain: Any) -> None:
     said = medtrain("data", "synth", "karsl", "--out", "clips", "--signs", "1-3", "--clips", 3, "--raw").stdout
     assert "27 clips" in said and "3 signs by 3 signers" in said
