@@ -21,7 +21,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import torch
-from medtrain_plugins.brain.dataset import BidsDataset
+from medtrain_plugins.brain.data.dataset import BidsDataset
 from medtrain_plugins.brain.synth import synthesize
 
 RESULTS = Path(__file__).parent / "results" / "brain_reading.md"

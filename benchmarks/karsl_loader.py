@@ -46,11 +46,11 @@ Round = dict[str, dict[str, float]]
 
 def make(folder: Path) -> None:
     """The clips, in both layouts. All of them count as clips to train on."""
-    from medtrain_plugins.sign.container import Clip, write_container
-    from medtrain_plugins.sign.synth import synthesize
+    from medtrain_plugins.sign.data.container import Clip, write_container
+    from medtrain_plugins.sign.data.synth import synthesize
 
     synthesize(folder / "made", range(1, SIGNS + 1), REPEATS, signers=SIGNERS, dtype="float32")
-    from medtrain_plugins.sign.formats import open_clips
+    from medtrain_plugins.sign.data.formats import open_clips
 
     clips = [Clip(c.clip, c.sign, c.signer, "train", c.frames) for c in open_clips(folder / "made")]
     write_container(folder / "container", clips, {})
@@ -115,9 +115,9 @@ def npz(folder: Path) -> Any:
 
 def medtrain(folder: Path) -> Any:
     from medtrain.data import Loader
-    from medtrain_plugins.sign.augmentation import ClipAugmentation
-    from medtrain_plugins.sign.dataset import ClipDataset, collate
-    from medtrain_plugins.sign.formats import open_clips
+    from medtrain_plugins.sign.data.augmentation import ClipAugmentation
+    from medtrain_plugins.sign.data.dataset import ClipDataset, collate
+    from medtrain_plugins.sign.data.formats import open_clips
 
     clips = open_clips(folder / "container")
     dataset = ClipDataset(clips, range(len(clips.index)), range(1, SIGNS + 1), adjusted=True)

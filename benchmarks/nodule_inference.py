@@ -20,9 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from medtrain_plugins.nodule.inference import activate, compute_maps, evaluating
+from medtrain_plugins.nodule.inference.sliding_window import activate, compute_maps, evaluating
 from medtrain_plugins.nodule.inference_options import InferenceOptions
-from medtrain_plugins.nodule.registry import build_detector
+from medtrain_plugins.nodule.model.build import build_detector
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 

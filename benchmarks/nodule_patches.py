@@ -24,11 +24,11 @@ from pathlib import Path
 import monai
 import numpy as np
 import torch
-from medtrain_plugins.nodule.augmentation import AugmentationOptions
-from medtrain_plugins.nodule.dataset import NodulePatches
-from medtrain_plugins.nodule.intensity import Intensity
-from medtrain_plugins.nodule.manifest import ManifestRow, Nodule
-from medtrain_plugins.nodule.patches import Sampling
+from medtrain_plugins.nodule.data.augmentation import AugmentationOptions
+from medtrain_plugins.nodule.data.dataset import NodulePatches
+from medtrain_plugins.nodule.data.patches import Sampling
+from medtrain_plugins.nodule.scans.intensity import Intensity
+from medtrain_plugins.nodule.scans.manifest import ManifestRow, Nodule
 from monai.transforms import Compose, RandAffined, RandFlipd, RandGaussianNoised, RandSpatialCropd, ScaleIntensityRanged
 
 RESULTS = Path(__file__).parent / "results" / "nodule_patches.md"

@@ -102,7 +102,7 @@ class Volumes:
 def medtrain(epochs: int, checkpoint_each: int = 0) -> list[float]:
     from medtrain import Data, Trainer, hookimpl
     from medtrain.config import OptimizationSection
-    from medtrain.model import TensorModel
+    from medtrain.protocols.model import TensorModel
 
     marks: list[float] = []
 

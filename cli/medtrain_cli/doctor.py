@@ -37,8 +37,8 @@ def doctor(as_json: bool) -> int:
 def examine() -> dict[str, Any]:
     """Facts about the machine, and `problems` in words."""
     import torch
-    from medtrain import plugins
-    from medtrain.cache import cache_dir
+    from medtrain import catalog
+    from medtrain.data.cache import cache_dir
 
     problems = []
     packages = {}
@@ -54,7 +54,7 @@ def examine() -> dict[str, Any]:
             pass
     except OSError as error:
         problems.append(f"{folder}: cannot be written ({error}); set MEDTRAIN_CACHE to a folder that can")
-    found = plugins.probe()
+    found = catalog.probe()
     problems += [f"plugin {row.name}: {row.error}" for row in found if row.status != "ok"]
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     if free < 2:

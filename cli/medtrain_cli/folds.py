@@ -51,7 +51,7 @@ def train_splits(out: Path, count: int, config: RunConfig, quiet: bool, as_json:
 
 
 def _is_complete(out: Path, split: int) -> bool:
-    from medtrain.maps import Maps
+    from medtrain.rundir.directory import Maps
 
     return bool(Maps(out).split(split).status()["status"] == "completed")
 
@@ -101,8 +101,9 @@ def _report(child: _Child, quiet: bool, as_json: bool) -> None:
 
 
 def _tell(out: Path, seconds: float, as_json: bool) -> None:
-    from medtrain.folds import monitored
-    from medtrain.maps import Maps, strict
+    from medtrain.rundir.directory import Maps
+    from medtrain.rundir.files import strict
+    from medtrain_plugins.results.folds import monitored
 
     maps = Maps.open(out)
     name, best = monitored(maps)
@@ -118,7 +119,7 @@ def _tell(out: Path, seconds: float, as_json: bool) -> None:
         }
         click.echo(json.dumps(strict(summary)))
         return
-    from medtrain_cli.output import console, table
+    from medtrain.console import console, table
 
     rows = [[s["split"], s["status"], s["epoch"], s["best"]["value"], s["best"]["epoch"]] for s in splits]
     screen = console()

@@ -8,15 +8,13 @@ from importlib import import_module
 from typing import Any
 
 import click
-from medtrain import plugins
+from medtrain import catalog
 from medtrain.errors import MedtrainError, nearest
 
 # Every built-in command: dotted name -> (where it is, one line of help). Plugins add theirs by entry point.
 COMMANDS = {
     "run": ("medtrain_cli.run:run", "Assemble plugins into a training run."),
     "resume": ("medtrain_cli.run:resume", "Go on with a run from one of its checkpoints."),
-    "eval": ("medtrain_cli.evaluate:evaluate", "Evaluate a run on a group: metrics, predictions, report."),
-    "predict": ("medtrain_cli.evaluate:predict", "Predict for new data with a trained run."),
     "plugins.list": ("medtrain_cli.plugins:list_plugins", "Show every installed plugin."),
     "plugins.info": ("medtrain_cli.plugins:info", "Show a plugin's options, hooks and presets."),
     "plugins.explain": ("medtrain_cli.plugins:explain", "Show who answers which hook when plugins are combined."),
@@ -25,17 +23,10 @@ COMMANDS = {
     "config.show": ("medtrain_cli.config:show", "Print the configuration a run would have."),
     "config.check": ("medtrain_cli.config:check", "Check configuration files."),
     "config.schema": ("medtrain_cli.config:schema", "Print the JSON schema of the configuration."),
-    "data.split": ("medtrain_cli.data:split", "Split the participants of a table: hold out, folds, sites."),
     "runs.list": ("medtrain_cli.runs:list_runs", "List run directories."),
     "runs.show": ("medtrain_cli.runs:show", "Show one run: status, history, checkpoints."),
     "runs.pause": ("medtrain_cli.runs:pause", "Have a training wait at its next step."),
     "runs.continue": ("medtrain_cli.runs:go_on", "Have a paused training go on."),
-    "runs.compare": ("medtrain_cli.compare:compare", "Compare runs on what all of them scored."),
-    "runs.verify": ("medtrain_cli.verify:verify", "Check a run directory file by file."),
-    "weights.import": ("medtrain_cli.weights:import_weights", "Convert weights of any origin for a plugin's model."),
-    "weights.export": ("medtrain_cli.weights:export", "Write the weights of a run to one file."),
-    "weights.show": ("medtrain_cli.weights:show", "Show what a weights file holds."),
-    "export": ("medtrain_cli.export:export", "Write a trained model to one file for other tools: ONNX, int8, pth."),
     "doctor": ("medtrain_cli.doctor:doctor", "Show what this machine has and whether it will do."),
 }
 GROUPS = {
@@ -67,7 +58,7 @@ class Tree(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         start = f"{self.prefix}." if self.prefix else ""
-        names = [*COMMANDS, *plugins.commands()]
+        names = [*COMMANDS, *catalog.commands()]
         return sorted({name[len(start) :].split(".")[0] for name in names if name.startswith(start)})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -81,7 +72,7 @@ class Tree(click.Group):
         return self._of_plugin(dotted)
 
     def _of_plugin(self, dotted: str) -> click.Command:
-        point = plugins.commands().get(dotted)
+        point = catalog.commands().get(dotted)
         if point is None:
             return Tree(dotted)
         try:
@@ -102,8 +93,8 @@ class Tree(click.Group):
             dotted = f"{self.prefix}.{name}" if self.prefix else name
             if dotted in COMMANDS:
                 rows.append((name, COMMANDS[dotted][1]))
-            elif (point := plugins.commands().get(dotted)) is not None:
-                rows.append((name, plugins.docstring(point)))
+            elif (point := catalog.commands().get(dotted)) is not None:
+                rows.append((name, catalog.docstring(point)))
             else:
                 rows.append((name, GROUPS.get(dotted, f"Commands under {dotted.replace('.', ' ')}.")))
         with formatter.section("Commands"):
@@ -132,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
         _run(list(sys.argv[1:] if arguments is None else arguments))
     except SystemExit as end:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "torch" in sys.modules:
-            from medtrain.distributed import leave
+            from medtrain.runtime.distributed import leave
 
             leave(end.code if isinstance(end.code, int) else 1)
         raise

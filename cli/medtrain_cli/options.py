@@ -33,7 +33,7 @@ class Request:
 
     def resolve(self) -> RunConfig:
         """The configuration: preset < files < --set < flags. `notes` tells what was chosen for the user."""
-        from medtrain import plugins
+        from medtrain import catalog, plugins
         from medtrain.config import Layers, read_toml
 
         names = list(self.plugin) or self._plugins_of_files()
@@ -42,11 +42,11 @@ class Request:
         layers = Layers()
         loaded = plugins.Plugins.of(names)
         preset = self.preset
-        if preset is None and self._has_no_data() and any("demo" in plugins.presets(name) for name in names):
+        if preset is None and self._has_no_data() and any("demo" in catalog.presets(name) for name in names):
             preset = "demo"
             self.notes.append("No data given: training the embedded demo (preset demo, synthetic data, CPU).")
         if preset is not None:
-            for path in plugins.find_preset(names, preset):
+            for path in catalog.find_preset(names, preset):
                 text, values = read_toml(path)
                 layers.add(values, f"preset {preset} ({path.name})", text)
         for path in self.config:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import click
-from medtrain import plugins
+from medtrain import catalog, plugins
 from medtrain.hookspecs import ALL
 
 
@@ -15,9 +15,9 @@ from medtrain.hookspecs import ALL
 @click.option("--probe", is_flag=True, help="Import every plugin and check its hooks.")
 def list_plugins(as_json: bool, probe: bool) -> None:
     """Show every installed plugin; a broken one is a row with its error."""
-    rows = plugins.probe() if probe else plugins.discover()
+    rows = catalog.probe() if probe else catalog.discover()
     if as_json:
-        click.echo(plugins.as_json(rows))
+        click.echo(catalog.as_json(rows))
         return
     # Written by hand: rich alone would take longer to import than this command may take.
     cells = [("NAME", "KIND", "DISTRIBUTION", "STATUS", "SUMMARY")]
@@ -35,14 +35,14 @@ def info(name: str, as_json: bool) -> None:
     loaded = plugins.load(name)
     model = loaded.options()
     options = [_option(key, field) for key, field in model.model_fields.items()] if model else []
-    presets = sorted(plugins.presets(name))
+    presets = sorted(catalog.presets(name))
     if as_json:
         click.echo(json.dumps({"name": name, "options": options, "hooks": sorted(loaded.hooks), "presets": presets}))
         return
-    from medtrain_cli.output import console, table
+    from medtrain.console import console, table
 
     screen = console()
-    row = next((r for r in plugins.discover() if r.name == name), None)
+    row = next((r for r in catalog.discover() if r.name == name), None)
     if row:
         screen.print(f"{row.name}  ({row.distribution} {row.version}, {row.target})\n{row.summary}\n")
     rows = [[option["name"], option["type"], option["default"], option["description"]] for option in options]
@@ -60,7 +60,7 @@ def explain(names: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows))
         return
-    from medtrain_cli.output import console, table
+    from medtrain.console import console, table
 
     shown = []
     for row in rows:

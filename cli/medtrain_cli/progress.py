@@ -7,10 +7,9 @@ import time
 from typing import Any
 
 from medtrain import Run, hookimpl
+from medtrain.console import console
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from medtrain_cli.output import console
 
 REFRESH = 0.25  # seconds between two looks at the loss: each look waits for the device
 

@@ -37,7 +37,7 @@ def run(
     if nproc > 1 and not _is_launched():
         return _launch(nproc)
     from medtrain import Trainer
-    from medtrain.maps import default_path
+    from medtrain.rundir.directory import default_path
 
     if _is_main():
         for note in request.notes:
@@ -71,7 +71,7 @@ def resume(
     if nproc > 1 and not _is_launched():
         return _launch(nproc)
     from medtrain import Trainer
-    from medtrain.maps import Maps
+    from medtrain.rundir.directory import Maps
 
     if split is None and (count := len(Maps.open(directory).splits())) > 1:
         raise UsageError(
@@ -92,7 +92,7 @@ def _is_main() -> bool:
 
 
 def _launch(nproc: int) -> int:
-    from medtrain.distributed import launch
+    from medtrain.runtime.distributed import launch
 
     return launch(nproc, sys.argv[1:])
 
@@ -117,7 +117,7 @@ def _finish(result: TrainResult, seconds: float, as_json: bool) -> None:
     if not _is_main():
         return
     if as_json:
-        from medtrain.maps import strict
+        from medtrain.rundir.files import strict
 
         summary = {
             "status": "completed",
@@ -129,7 +129,9 @@ def _finish(result: TrainResult, seconds: float, as_json: bool) -> None:
         }
         click.echo(json.dumps(strict(summary)))
         return
-    from medtrain_cli.output import console, metrics_table
+    from medtrain.console import console
+
+    from medtrain_cli.output import metrics_table
 
     screen = console()
     best = result.best_metric

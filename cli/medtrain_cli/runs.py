@@ -16,7 +16,7 @@ from medtrain_cli.options import FILE
 @click.option("--json", "as_json", is_flag=True, help="One JSON array.")
 def list_runs(folder: Path, as_json: bool) -> None:
     """List the run directories in a folder."""
-    from medtrain.maps import Maps
+    from medtrain.rundir.directory import Maps
 
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder; name the folder that holds your runs")
@@ -40,7 +40,7 @@ def list_runs(folder: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows))
         return
-    from medtrain_cli.output import cell, console, table
+    from medtrain.console import cell, console, table
 
     shown = [
         [
@@ -60,7 +60,7 @@ def list_runs(folder: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def show(directory: Path, as_json: bool) -> None:
     """Show one run: status, history, checkpoints."""
-    from medtrain.maps import Maps
+    from medtrain.rundir.directory import Maps
 
     maps = Maps.open(directory)
     splits = maps.splits()
@@ -76,7 +76,7 @@ def show(directory: Path, as_json: bool) -> None:
         ]
         click.echo(json.dumps({"maps": str(directory), "index": maps.index(), "splits": described}))
         return
-    from medtrain_cli.output import console, table
+    from medtrain.console import console, table
 
     screen = console()
     index = maps.index()
@@ -117,7 +117,7 @@ def go_on(directory: Path, split: int | None) -> None:
 
 def _control(directory: Path, number: int | None, expected: str) -> None:
     """Pause the splits that are running, or let those that are paused go on."""
-    from medtrain.maps import Maps
+    from medtrain.rundir.directory import Maps
 
     splits = Maps.open(directory).splits()
     if number is not None:

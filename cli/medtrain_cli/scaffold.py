@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from medtrain import plugins
+from medtrain import catalog
 from medtrain.errors import UsageError
 
 from medtrain_cli.options import FILE
@@ -68,7 +68,7 @@ def check_name(name: str) -> str:
         raise UsageError(f"{name!r} cannot be a plugin's name: lower-case letters, digits and single underscores{hint}")
     if name in RunConfig.model_fields:
         raise UsageError(f"{name!r} is a section of the configuration: --set {name}.KEY would not reach the plugin")
-    installed = {row.name: row.distribution for row in plugins.discover()}
+    installed = {row.name: row.distribution for row in catalog.discover()}
     for other, distribution in installed.items():
         if other.replace("_", "") == name.replace("_", ""):
             raise UsageError(f"there is a plugin {other!r} already ({distribution}); choose another name")

@@ -21,14 +21,13 @@ if TYPE_CHECKING:
     import torch
     from pydantic import BaseModel
 
-    from medtrain.config import RunConfig
-    from medtrain.data import Data
-    from medtrain.defaults import Plan
-    from medtrain.export import Check
-    from medtrain.metrics import Metric
-    from medtrain.report import Section
+    from medtrain.config.sections import RunConfig
+    from medtrain.protocols.dataset import Data
+    from medtrain.protocols.metric import Metric
+    from medtrain.protocols.report import Section
+    from medtrain.protocols.schedule import Plan
+    from medtrain.protocols.weights import Check, Weights
     from medtrain.run import Run
-    from medtrain.weights import Weights
 
 hookspec = pluggy.HookspecMarker("medtrain")
 hookimpl = pluggy.HookimplMarker("medtrain")

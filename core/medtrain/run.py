@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from medtrain.config import RunConfig, Stage
-    from medtrain.data import Data
-    from medtrain.maps import SplitFolder
-    from medtrain.metrics import Evaluation
+    from medtrain.config.sections import RunConfig, Stage
+    from medtrain.protocols.dataset import Data
+    from medtrain.protocols.metric import Evaluation
+    from medtrain.rundir.directory import SplitFolder
 
 
 @dataclass

@@ -9,25 +9,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from medtrain_plugins.standard.splits.splitting import count_splits
 from torch import nn
 
-from medtrain import build, checkpoint, determinism, distributed, maps, record
-from medtrain.build import Monitor
-from medtrain.computational import ComputationalConfig, check_recorded, setup
-from medtrain.config import Layers, OptimizationSection, RunConfig, read_toml
-from medtrain.data import Data, Split
-from medtrain.data.split import count_splits
+from medtrain import assemble as build
+from medtrain.catalog import installed
+from medtrain.config.computational import ComputationalConfig
+from medtrain.config.layers import Layers, read_toml
+from medtrain.config.sections import OptimizationSection, RunConfig
+from medtrain.data.split import Split
 from medtrain.errors import CheckpointError, ConfigError, DataError, PluginError, UsageError
-from medtrain.fit import Fit, evaluate, restore_from
-from medtrain.given import Given, Metrics, as_metrics, described, from_recipes
-from medtrain.keeping import LAST
-from medtrain.loop import Engine
-from medtrain.maps import Maps, SplitFolder
-from medtrain.metrics import Evaluation
-from medtrain.model import unwrap
-from medtrain.plugins import Plugins, installed
+from medtrain.plugins import Plugins
+from medtrain.protocols.dataset import Data
+from medtrain.protocols.metric import Evaluation
+from medtrain.protocols.model import load_state, unwrap
 from medtrain.run import Run
-from medtrain.weights import load_state
+from medtrain.rundir import checkpoint
+from medtrain.rundir import directory as maps
+from medtrain.rundir import environment as environment_
+from medtrain.rundir.directory import Maps, SplitFolder
+from medtrain.rundir.environment import check_recorded, setup
+from medtrain.rundir.retention import LAST
+from medtrain.runtime import determinism, distributed
+from medtrain.training.engine import Engine
+from medtrain.training.evaluation import evaluate
+from medtrain.training.fit import Fit, restore_from
+from medtrain.training.loaders import make_loader
+from medtrain.training.monitor import Monitor, choose_monitor
+from medtrain.user_objects import record
+from medtrain.user_objects.user_objects import Given, Metrics, as_metrics, described, from_recipes
 
 
 @dataclass(frozen=True)
@@ -153,7 +163,7 @@ class Trainer:
         parts = self._assemble(config, world, given, index, fresh=source is not None)
         existed = self.path.exists()
         if world.is_main:
-            environment = maps.environment()
+            environment = environment_.environment()
             Maps.create(self.path, self._asked, installed(self.config.run.plugins), environment, self._objects())
         world.barrier()
         folder = Maps(self.path).split(index)
@@ -252,7 +262,7 @@ class Trainer:
         run.is_main_process, run.split = world.is_main, split_idx
         run.modes = {"loss": "min", **{name: metric.mode for metric in chosen for name in metric.names}}
         self._load(folder, engine, run, checkpoint)
-        loader = build.make_loader(config, groups, group, engine)
+        loader = make_loader(config, groups, group, engine)
         run.evaluation = result = evaluate(run, engine, self.plugins, loader, group)
         if details and world.is_main:
             for metric in engine.metrics:
@@ -267,7 +277,7 @@ class Trainer:
         """Write the last evaluation (metrics, predictions, plots, HTML report); returns the folder."""
         if self.run is None or self.run.evaluation is None or self.run.maps is None:
             raise UsageError("nothing has been evaluated yet: call evaluate first")
-        from medtrain.report import write_evaluation
+        from medtrain_plugins.results.report import write_evaluation
 
         folder = out or self.run.maps.evaluation(self.run.evaluation.group)
         sections = [section for answer in self.plugins.each("report_sections", run=self.run) for section in answer]
@@ -359,7 +369,7 @@ class Trainer:
         # Data from Python are the same in all stages.
         rebuild = None if given is None else lambda _: split
         metrics = build.build_metrics(config, self.plugins, split)
-        monitor = build.choose_monitor(config, metrics)
+        monitor = choose_monitor(config, metrics)
         engine = build.build_engine(config, self.plugins, world, metrics, split, monitor, rebuild)
         run = Run(
             config=config,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from medtrain.maps import Maps
+from medtrain.rundir.directory import Maps
 
 TOY = ("--plugin", "toy_plugin", "--set", "computational.device=cpu")
 LIGHT = ("--plugin", "light_plugin")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from medtrain import Trainer
 from medtrain.config import Layers
-from medtrain.maps import Maps
 from medtrain.plugins import Plugins
+from medtrain.rundir.directory import Maps
 from safetensors.torch import load_file
 
 

@@ -16,8 +16,8 @@ from medtrain import ComputationalConfig, EarlyStoppingCallback, OptimizationCon
 from medtrain.data.split import Part
 from medtrain.errors import ConfigError, DataError, HookError, MedtrainError, Preempted
 from medtrain.hookspecs import hookimpl
-from medtrain.maps import Maps
-from medtrain.toy import ToyVolumes
+from medtrain.rundir.directory import Maps
+from medtrain.testing import ToyVolumes
 from torch import nn
 
 

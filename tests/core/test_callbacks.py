@@ -25,11 +25,11 @@ from medtrain import (
     Undefined,
     hookimpl,
 )
-from medtrain.checkpoint import read_manifest
 from medtrain.errors import ConfigError, PluginError, Preempted
-from medtrain.keeping import Keeper, Mark, Place, Ranking
-from medtrain.maps import Maps, SplitFolder
 from medtrain.plugins import Plugins
+from medtrain.rundir.checkpoint import read_manifest
+from medtrain.rundir.directory import Maps, SplitFolder
+from medtrain.rundir.retention import Keeper, Mark, Place, Ranking
 from toy_plugin import Fit
 
 
@@ -294,7 +294,7 @@ def test_folders_are_put_in_order_after_a_crash(toy_run: Callable[..., Path], co
     """Killed at any point of moving folders, the next arrangement ends the same."""
     run = toy_run("checkpoint.every_n_epochs=1", "optimization.num_epochs=3", "checkpoint.best=false")
     folder = split_of(run)
-    from medtrain import checkpoint
+    from medtrain.rundir import checkpoint
 
     keeper = Keeper(config("checkpoint.top_k=2").checkpoint, folder, {"fit": "max"})
     keeper.rankings["fit"].entries = [Place(0.9, 2, Mark(3, 9)), Place(0.8, 0, Mark(1, 3))]
@@ -422,7 +422,7 @@ def test_misspelt_hooks_of_plain_objects_are_refused() -> None:
 def test_a_run_pauses_and_goes_on(
     trainer: Callable[..., Trainer], outcome: Callable[[Path], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medtrain.pausing.PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr("medtrain.training.interruptions.PAUSE_SECONDS", 0.02)
     changes = ("optimization.num_epochs=3", "data.batch_size=4", "data.num_workers=2", "toy_plugin.dropout=0.3")
     whole = trainer("whole", *changes).train().maps
     steps: list[tuple[int, float]] = []
@@ -451,7 +451,7 @@ def test_a_run_pauses_and_goes_on(
 
 
 def test_a_paused_run_obeys_signals(trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medtrain.pausing.PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr("medtrain.training.interruptions.PAUSE_SECONDS", 0.02)
 
     class Asks:
         def on_step_end(self, run: Run) -> None:

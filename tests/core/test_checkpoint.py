@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from medtrain import checkpoint
-from medtrain.checkpoint import Checkpoint
 from medtrain.errors import CheckpointError
+from medtrain.rundir import checkpoint
+from medtrain.rundir.checkpoint import Checkpoint
 from torch import nn
 
 

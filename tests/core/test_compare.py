@@ -13,8 +13,10 @@ import pandas as pd
 import pytest
 import torch
 from medtrain import BatchMetric, Data, Trainer, Undefined, hookimpl
-from medtrain.compare import (
-    Unit,
+from medtrain.errors import DataError, PluginError, UsageError
+from medtrain.protocols.comparison import Unit
+from medtrain.rundir.evaluation_files import predictions, read_predictions
+from medtrain_plugins.results.compare import (
     compare_runs,
     compare_samples,
     differences_figure,
@@ -23,8 +25,6 @@ from medtrain.compare import (
     values_figure,
     write_comparison,
 )
-from medtrain.errors import DataError, PluginError, UsageError
-from medtrain.report import predictions, read_predictions
 
 Toy = Callable[..., Path]
 
@@ -217,7 +217,7 @@ def test_metrics_not_every_run_has(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_metric_may_compare_in_its_own_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from medtrain.compare import Comparison
+    from medtrain.protocols.comparison import Comparison
 
     class Careful(BatchMetric):
         def compare(self, tables: Any, metrics: Any, seed: int, replicates: int) -> Comparison:

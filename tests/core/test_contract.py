@@ -9,13 +9,15 @@ from typing import Any
 import click
 import medtrain
 import pytest
-from medtrain import checkpoint, errors, hookimpl, hookspecs, maps
+from medtrain import errors, hookimpl, hookspecs
 from medtrain.config import RunConfig
-from medtrain.defaults import Plan, Schedule
 from medtrain.errors import PluginError
-from medtrain.losses import as_terms
-from medtrain.metrics import BatchMetric, Metric
 from medtrain.plugins import Plugins, check
+from medtrain.protocols.loss import as_terms
+from medtrain.protocols.metric import BatchMetric, Metric
+from medtrain.protocols.schedule import Plan, Schedule
+from medtrain.rundir import checkpoint
+from medtrain.rundir import directory as maps
 from medtrain_cli.main import COMMANDS, cli
 
 HOOKS = {

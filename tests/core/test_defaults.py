@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 import torch
 from medtrain.config import OptimizationSection, RunConfig, SchedulerSection
-from medtrain.defaults import Improvement, Plan, Schedule, WarmupSchedule, build_optimizer, parameter_groups
 from medtrain.errors import ConfigError
+from medtrain.protocols.schedule import Plan, Schedule
+from medtrain_plugins.standard.early_stopping import Improvement
+from medtrain_plugins.standard.optimizers import build_optimizer, parameter_groups
+from medtrain_plugins.standard.schedules import WarmupSchedule
 from torch import nn
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "warmup.json").read_text())["linear_warmup"]

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from medtrain import Trainer
-from medtrain.determinism import seed_model
-from medtrain.distributed import World, join
-from medtrain.maps import Maps
+from medtrain.rundir.directory import Maps
+from medtrain.runtime.determinism import seed_model
+from medtrain.runtime.distributed import World, join
 
 # 17 samples in global batches of 8: the last one has a single sample, so that one process gets none.
 TASK = (

@@ -13,7 +13,7 @@ import pytest
 import torch
 from medtrain import Data, LRSchedulerCallback, Run, RunConfig, Trainer, hookimpl
 from medtrain.errors import DataError, DivergedError, Preempted
-from medtrain.maps import Maps, SplitFolder
+from medtrain.rundir.directory import Maps, SplitFolder
 from toy_plugin import Fit, Vectors
 
 # 6 steps per epoch.

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from medtrain import Data
-from medtrain.build import make_loader, split_data
+from medtrain.assemble import split_data
 from medtrain.config import RunConfig
 from medtrain.data import Loader
+from medtrain.training.loaders import make_loader
 from toy_plugin import Vectors
 
 

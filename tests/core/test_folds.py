@@ -13,11 +13,19 @@ import pytest
 from medtrain import BatchMetric, Trainer
 from medtrain.config import Layers
 from medtrain.errors import DataError
-from medtrain.folds import across_folds, average, average_predictions, evaluate_folds, pool, read_evaluations, spread
-from medtrain.folds import write_folds as write
-from medtrain.maps import Maps
-from medtrain.metrics import Evaluation
 from medtrain.plugins import Plugins
+from medtrain.protocols.metric import Evaluation
+from medtrain.rundir.directory import Maps
+from medtrain_plugins.results.folds import (
+    across_folds,
+    average,
+    average_predictions,
+    evaluate_folds,
+    pool,
+    read_evaluations,
+    spread,
+)
+from medtrain_plugins.results.folds import write_folds as write
 from scipy import stats
 
 TOY = "medtrain.testing:ToyTask"
@@ -116,7 +124,7 @@ def test_a_fold_that_is_not_there(tmp_path: Path) -> None:
 
 def test_folds_from_tables(tmp_path: Path) -> None:
     from medtrain import make_kfold
-    from medtrain.toy import ToyVolumes
+    from medtrain.testing import ToyVolumes
 
     volumes = ToyVolumes(24)
     table = pd.DataFrame({"participant_id": volumes.participants, "session_id": "ses-1"}).drop_duplicates()

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from medtrain import determinism
 from medtrain.data import Item, Loader, collate
 from medtrain.data.loader import sampling_weights, shard
 from medtrain.data.split import Part
 from medtrain.errors import DataError
+from medtrain.runtime import determinism
 from toy_plugin import Shift, Vectors
 
 

@@ -13,15 +13,19 @@ import torch
 from medtrain import Run, TensorModel, hookimpl
 from medtrain.config import RunConfig, SchedulerSection
 from medtrain.data import Loader
-from medtrain.defaults import Plan, WarmupSchedule
-from medtrain.determinism import StepSeeder
-from medtrain.distributed import World
 from medtrain.errors import ConfigError, DivergedError
-from medtrain.loop import Engine, Totals, batches, evaluate_group, train_epoch
-from medtrain.losses import as_terms
-from medtrain.maps import Maps
-from medtrain.model import TensorModel as Adapter
-from medtrain.model import evaluation_mode, move_batch, training_mode, unwrap
+from medtrain.protocols.loss import as_terms
+from medtrain.protocols.model import TensorModel as Adapter
+from medtrain.protocols.model import evaluation_mode, move_batch, training_mode, unwrap
+from medtrain.protocols.schedule import Plan
+from medtrain.rundir.directory import Maps
+from medtrain.runtime.determinism import StepSeeder
+from medtrain.runtime.distributed import World
+from medtrain.training.engine import Engine
+from medtrain.training.evaluation import batches, evaluate_group
+from medtrain.training.step import train_epoch
+from medtrain.training.totals import Totals
+from medtrain_plugins.standard.schedules import WarmupSchedule
 from safetensors.torch import load_file
 from torch import nn
 from toy_plugin import Fit, MaskedLoss, Vectors

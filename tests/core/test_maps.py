@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 
 import pytest
-from medtrain import maps
 from medtrain.errors import UsageError
-from medtrain.maps import Maps
+from medtrain.rundir import directory as maps
+from medtrain.rundir.directory import Maps
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from medtrain.metrics import BatchMetric, RowCollector, Undefined, compute_all, merge_rows
+from medtrain.protocols.metric import BatchMetric, RowCollector, Undefined, compute_all, merge_rows
 
 
 def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

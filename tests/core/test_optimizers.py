@@ -13,11 +13,13 @@ import pytest
 import torch
 from medtrain import Trainer, hookimpl
 from medtrain.config import ComputationalSection, OptimizationSection, RunConfig, SchedulerSection
-from medtrain.defaults import Plan, build_optimizer, build_schedule, parameter_groups
-from medtrain.distributed import join
 from medtrain.errors import ConfigError, DivergedError, Preempted
-from medtrain.maps import Maps
-from medtrain.optimizers import Optimizers, freeze
+from medtrain.protocols.schedule import Plan
+from medtrain.rundir.directory import Maps
+from medtrain.runtime.distributed import join
+from medtrain.training.optimizers import Optimizers
+from medtrain_plugins.standard.optimizers import build_optimizer, freeze, parameter_groups
+from medtrain_plugins.standard.schedules import build_schedule
 from torch import nn
 
 

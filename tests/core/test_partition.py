@@ -9,8 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from medtrain.data.partition import deal_folds, hold_out, hold_outs, is_continuous, leave_one_out, natural_key
 from medtrain.errors import DataError, UsageError
+from medtrain_plugins.standard.splits.partition import (
+    deal_folds,
+    hold_out,
+    hold_outs,
+    is_continuous,
+    leave_one_out,
+    natural_key,
+)
 
 
 def cohort(seed: int) -> tuple[list[str], list[tuple[str, str]], int]:

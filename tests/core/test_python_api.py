@@ -22,8 +22,8 @@ from medtrain import (
 )
 from medtrain.data.split import Part
 from medtrain.errors import ConfigError, DataError, UsageError
-from medtrain.maps import Maps
-from medtrain.toy import ToyVolumes
+from medtrain.rundir.directory import Maps
+from medtrain.testing import ToyVolumes
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 

@@ -16,9 +16,9 @@ import pandas as pd
 import pytest
 from medtrain import KFold, SingleSplit, make_kfold, make_split
 from medtrain.data import Data, split_groups
-from medtrain.data.splitters import open_splits
-from medtrain.data.tables import Table, session_key
 from medtrain.errors import DataError, UsageError
+from medtrain_plugins.standard.splits.split_tables import Table, session_key
+from medtrain_plugins.standard.splits.splitters import open_splits
 from scipy.stats import ttest_ind
 
 

@@ -12,8 +12,8 @@ import pytest
 from medtrain import Data, Run, RunConfig, Trainer, hookimpl
 from medtrain.config import Layers
 from medtrain.errors import ConfigError, DataError, Preempted
-from medtrain.maps import Maps, SplitFolder
-from medtrain.toy import ToyVolumes
+from medtrain.rundir.directory import Maps, SplitFolder
+from medtrain.testing import ToyVolumes
 from toy_plugin import Vectors
 
 STAGES = (

@@ -25,7 +25,7 @@ from medtrain.errors import (
     Preempted,
     UsageError,
 )
-from medtrain.maps import Maps
+from medtrain.rundir.directory import Maps
 from safetensors.torch import load_file, save_file
 from torch import nn
 from toy_plugin import Fit, MaskedLoss, Vectors

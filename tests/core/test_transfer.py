@@ -12,7 +12,7 @@ import pytest
 import torch
 from medtrain import Run, TensorModel, Trainer, hookimpl
 from medtrain.errors import CheckpointError, ConfigError, Preempted
-from medtrain.maps import Maps
+from medtrain.rundir.directory import Maps
 from safetensors.torch import load_file, save_file
 from torch import nn
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from medtrain import Trainer
-from medtrain.maps import Maps
-from medtrain.verify import verify
+from medtrain.rundir.directory import Maps
+from medtrain.rundir.verify import verify
 
 
 @pytest.fixture

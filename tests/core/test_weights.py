@@ -11,16 +11,15 @@ import medtrain
 import pytest
 import torch
 from medtrain import TensorModel, Trainer, hookimpl
-from medtrain.build import weights_file
 from medtrain.config import RunConfig
 from medtrain.errors import CheckpointError, ConfigError, UsageError
 from medtrain.plugins import Plugins, check
-from medtrain.weights import (
-    Weights,
+from medtrain.protocols.model import load_state
+from medtrain.protocols.weights import Weights
+from medtrain.weights.reading import (
     about,
     checkpoint_of,
     inspect,
-    load_state,
     read,
     read_about,
     read_run,
@@ -28,6 +27,7 @@ from medtrain.weights import (
     write,
     write_pickle,
 )
+from medtrain.weights.weights_file import weights_file
 from safetensors.torch import save_file
 from torch import nn
 

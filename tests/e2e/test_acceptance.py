@@ -46,7 +46,7 @@ def real_cohort(folder: Path) -> None:
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real mammograms are not here")
 def test_real_mammograms_train_evaluate_and_predict(medtrain: Any, tmp_path: Path) -> None:
-    from medtrain_plugins.mammography.registration import MammoRegNet
+    from medtrain_plugins.mammography.model.registration import MammoRegNet
     from safetensors.torch import save_file
 
     real_cohort(tmp_path / "cohort")
@@ -134,7 +134,7 @@ def on_run_end(run):
 @pytest.mark.parametrize("arithmetic", ["float32", "float64"])
 def test_two_processes_equal_one(medtrain: Any, tmp_path: Path, arithmetic: str) -> None:
     """2 x batch 4 against 1 x batch 8: 50 steps, odd-sized groups, dropout off, batch norm frozen."""
-    from medtrain_plugins.mammography.synth import synthesize
+    from medtrain_plugins.mammography.synthetic.synth import synthesize
 
     synthesize(tmp_path / "cohort", patients=30, seed=5, image_size=(64, 64))
     settings = [

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from medtrain.errors import ConfigError
-from medtrain_plugins.mammography.benchmark import Request
+from medtrain_plugins.mammography.commands.benchmark import Request
 
 SMALL = ("--set", "each.image_size=[32, 32]", "--set", "each.bootstrap_replicates=10", "--epochs", 1, "--quiet")
 MODELS = ("--models", "mirai,oa_breacr,imgfeatalign")
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from medtrain_plugins.mammography.synth import synthesize
+    from medtrain_plugins.mammography.synthetic.synth import synthesize
 
     folder = tmp_path_factory.mktemp("cohorts") / "cohort"
     synthesize(folder, patients=24, seed=3, image_size=(64, 48), workers=1)

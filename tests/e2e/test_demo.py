@@ -24,7 +24,7 @@ PERMUTED = 560  # women of a cohort with permuted labels
 @pytest.fixture(scope="module")
 def cohort_of(tmp_path_factory: pytest.TempPathFactory) -> Cohorts:
     """`cohort_of(kind, seed)`: as generated with a signal (growth, change, none), or growth with permuted labels."""
-    from medtrain_plugins.mammography.synth import synthesize
+    from medtrain_plugins.mammography.synthetic.synth import synthesize
 
     folder = tmp_path_factory.mktemp("cohorts")
 

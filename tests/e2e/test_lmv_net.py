@@ -24,7 +24,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from medtrain_plugins.mammography.synth import synthesize
+    from medtrain_plugins.mammography.synthetic.synth import synthesize
 
     folder = tmp_path_factory.mktemp("cohorts") / "cohort"
     synthesize(folder, patients=24, seed=3, image_size=(64, 48), workers=1)
@@ -73,7 +73,7 @@ def test_evaluating_twice_gives_the_same_files(trained: Any) -> None:
 
 @pytest.mark.acceptance
 def test_another_cohort_is_evaluated_unless_the_model_was_fitted_on_it(trained: Any, cohort: Path) -> None:
-    from medtrain_plugins.mammography.synth import synthesize
+    from medtrain_plugins.mammography.synthetic.synth import synthesize
 
     refused = trained("eval", "run", "--data", cohort, code=3)
     assert "were used to fit this model" in refused.stderr

@@ -34,7 +34,7 @@ loss_patches = 2
 
 @pytest.mark.acceptance
 def test_two_processes_train_and_evaluate_as_one_does(medtrain: Any, tmp_path: Path) -> None:
-    from medtrain_plugins.nodule.synth import demo_manifest
+    from medtrain_plugins.nodule.synthetic.synth import demo_manifest
 
     manifest = demo_manifest(tmp_path / "scans", 9, 0, shape=(32, 48, 48), spacing=(2.5, 2.5, 2.5))
     found = []

@@ -105,9 +105,9 @@ def test_the_preset_they_use_holds_the_published_settings(model: str) -> None:
 @pytest.mark.acceptance
 @pytest.mark.parametrize("model", MODELS)
 def test_it_trains(elsewhere: Path, model: str) -> None:
-    from medtrain_plugins.mammography.backbone import mirai_backbone
-    from medtrain_plugins.mammography.registration import MammoRegNet
-    from medtrain_plugins.mammography.synth import synthesize
+    from medtrain_plugins.mammography.model.backbone import mirai_backbone
+    from medtrain_plugins.mammography.model.registration import MammoRegNet
+    from medtrain_plugins.mammography.synthetic.synth import synthesize
 
     synthesize(elsewhere / "the cohort", patients=12, seed=3, image_size=(64, 64), workers=1)
     save_file(mirai_backbone().state_dict(), elsewhere / "encoder.safetensors")

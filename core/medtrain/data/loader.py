@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from medtrain import determinism
-from medtrain.data.contract import Augmentation, Dataset, classes_of
 from medtrain.errors import DataError, MedtrainError
+from medtrain.protocols.dataset import Augmentation, Dataset, classes_of
+from medtrain.runtime import determinism
 
 Batch = dict[str, Any]
 DRAWS = "_draws"

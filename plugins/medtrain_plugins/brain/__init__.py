@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
     from medtrain import Data, Run, RunConfig, Section
-    from medtrain.metrics import Metric
+    from medtrain.protocols import Metric
 
-    from .options import BrainOptions
-    from .transforms import BatchAugmentation
+    from medtrain_plugins.brain.data.transforms import BatchAugmentation
+    from medtrain_plugins.brain.options import BrainOptions
 
 
 class Brain:
@@ -24,15 +24,15 @@ class Brain:
     @hookimpl
     def plugin_options(self) -> type[BrainOptions]:
         """Cohort, network, loss, inference."""
-        from .options import BrainOptions
+        from medtrain_plugins.brain.options import BrainOptions
 
         return BrainOptions
 
     @hookimpl
     def build_data(self, config: RunConfig) -> Data:
         """Images of a BIDS or CAPS tree, for the core to split; they complete the options."""
-        from .data import open_cohort
-        from .tasks import settle
+        from medtrain_plugins.brain.build_data import open_cohort
+        from medtrain_plugins.brain.tasks import settle
 
         options = config.options(self.name)
         data = open_cohort(options, config)
@@ -42,14 +42,14 @@ class Brain:
     @hookimpl
     def build_model(self, config: RunConfig) -> torch.nn.Module:
         """The network by name, for the images and classes there are."""
-        from .tasks import build_model
+        from medtrain_plugins.brain.tasks import build_model
 
         return build_model(config.options(self.name))
 
     @hookimpl
     def build_loss(self, config: RunConfig) -> torch.nn.Module:
         """The loss of the task."""
-        from .tasks import build_loss
+        from medtrain_plugins.brain.tasks import build_loss
 
         return build_loss(config.options(self.name))
 
@@ -59,7 +59,7 @@ class Brain:
 
         The training group is known here, before model and loss: what follows from labels follows from it alone.
         """
-        from .tasks import build_metrics, learn, settle
+        from medtrain_plugins.brain.tasks import build_metrics, learn, settle
 
         options = config.options(self.name)
         if data.train is not None:
@@ -73,20 +73,20 @@ class Brain:
         options = config.options(self.name)
         if not options.augmentations:
             return None
-        from .transforms import BatchAugmentation
+        from medtrain_plugins.brain.data.transforms import BatchAugmentation
 
         return BatchAugmentation(options.augmentations)
 
     @hookimpl
     def predict(self, run: Run, sample: Any) -> pd.DataFrame:
         """One row per image of a file or BIDS tree; segmentations and reconstructions are written beside the run."""
-        from .predict import predict_images
+        from medtrain_plugins.brain.model.predict import predict_images
 
         return predict_images(run, sample, run.config.options(self.name))
 
     @hookimpl
     def report_sections(self, run: Run) -> list[Section]:
         """Curves, confusions and calibration; scatter; best and worst images."""
-        from .plots import brain_sections
+        from medtrain_plugins.brain.evaluation.plots import brain_sections
 
         return brain_sections(run, run.config.options(self.name))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from medtrain.config import SectionModel
 from pydantic import Field, model_validator
 
-from .extraction import ExtractionOptions
+from medtrain_plugins.brain.data.extraction import ExtractionOptions
 
 LOSSES = {
     "classification": ("cross_entropy", "focal"),

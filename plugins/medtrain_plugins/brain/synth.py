@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from medtrain.errors import UsageError
 
-from .bids import DESCRIPTION
+from medtrain_plugins.brain.data.bids import DESCRIPTION
 
 Array = npt.NDArray[np.float32]
 Head = tuple[Array, npt.NDArray[np.uint8]]

@@ -9,15 +9,20 @@ import numpy.typing as npt
 from medtrain.errors import ConfigError, DataError
 from torch import nn
 
-from .inference import Inference
-from .losses import ClassLoss, ReconstructionLoss, RegressionLoss, SegmentationLoss
-from .metrics import ClassificationMetrics, ReconstructionMetrics, RegressionMetrics, SegmentationMetrics
-from .model import DENSE, VolumeModel
-from .networks import build_network
-from .options import BrainOptions
+from medtrain_plugins.brain.evaluation.metrics import (
+    ClassificationMetrics,
+    ReconstructionMetrics,
+    RegressionMetrics,
+    SegmentationMetrics,
+)
+from medtrain_plugins.brain.model.inference import Inference
+from medtrain_plugins.brain.model.losses import ClassLoss, ReconstructionLoss, RegressionLoss, SegmentationLoss
+from medtrain_plugins.brain.model.model import DENSE, VolumeModel
+from medtrain_plugins.brain.model.networks import build_network
+from medtrain_plugins.brain.options import BrainOptions
 
 if TYPE_CHECKING:
-    from medtrain.metrics import Metric
+    from medtrain.protocols import Metric
 
 
 def settle(options: BrainOptions, dataset: Any) -> None:

@@ -12,12 +12,11 @@ from medtrain_plugins.mammography.plugin import RiskModelPlugin
 if TYPE_CHECKING:
     from medtrain import RunConfig
 
-    from medtrain_plugins.mammography.losses import MultiHeadBCE
-    from medtrain_plugins.mammography.risk_model import BaseRiskModel
-    from medtrain_plugins.mammography.samples import Samples
-
-    from .model import ImgFeatAlign
-    from .options import ImgFeatAlignOptions
+    from medtrain_plugins.imgfeatalign.model import ImgFeatAlign
+    from medtrain_plugins.imgfeatalign.options import ImgFeatAlignOptions
+    from medtrain_plugins.mammography.cohort.samples import Samples
+    from medtrain_plugins.mammography.model.losses import MultiHeadBCE
+    from medtrain_plugins.mammography.model.risk_model import BaseRiskModel
 
 log = logging.getLogger("medtrain")
 
@@ -30,24 +29,24 @@ class ImgFeatAlignPlugin(RiskModelPlugin):
     @hookimpl
     def plugin_options(self) -> type[ImgFeatAlignOptions]:
         """The options of the family and the model's own."""
-        from .options import ImgFeatAlignOptions
+        from medtrain_plugins.imgfeatalign.options import ImgFeatAlignOptions
 
         return ImgFeatAlignOptions
 
     def samples(self, options: ImgFeatAlignOptions) -> Samples:
-        from medtrain_plugins.mammography.samples import VIEW_PAIRS
+        from medtrain_plugins.mammography.cohort.samples import VIEW_PAIRS
 
         return VIEW_PAIRS
 
     def model_class(self) -> type[ImgFeatAlign]:
-        from .model import ImgFeatAlign
+        from medtrain_plugins.imgfeatalign.model import ImgFeatAlign
 
         return ImgFeatAlign
 
     @hookimpl
     def build_model(self, config: RunConfig) -> ImgFeatAlign:
         """ImgFeatAlign with its pretrained parts, or without when weights follow from elsewhere."""
-        from .model import ImgFeatAlign
+        from medtrain_plugins.imgfeatalign.model import ImgFeatAlign
 
         options: ImgFeatAlignOptions = config.options(self.name)
         if not config.fresh and options.encoder_weights == "none" and not options.finetune_encoder:
@@ -69,6 +68,6 @@ class ImgFeatAlignPlugin(RiskModelPlugin):
     @hookimpl
     def build_loss(self, config: RunConfig, model: BaseRiskModel) -> MultiHeadBCE:
         """Masked binary cross-entropy of the three heads; the prior exam's head learns from the prior exam's labels."""
-        from medtrain_plugins.mammography.losses import MultiHeadBCE
+        from medtrain_plugins.mammography.model.losses import MultiHeadBCE
 
         return MultiHeadBCE(model.risk_heads, model.head_weights, {"pri": "y_mask_prior"})

@@ -13,16 +13,16 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from medtrain_plugins.mammography.backbone import OUT_CHANNELS, mirai_backbone
-from medtrain_plugins.mammography.layers import (
+from medtrain_plugins.mammography.model.backbone import OUT_CHANNELS, mirai_backbone
+from medtrain_plugins.mammography.model.layers import (
     Compat,
     ContinuousPosEncoding,
     CumulativeProbabilityLayer,
     feature_displacement,
     warp,
 )
-from medtrain_plugins.mammography.registration import MammoRegNet
-from medtrain_plugins.mammography.risk_model import BaseRiskModel, Head, check_images
+from medtrain_plugins.mammography.model.registration import MammoRegNet
+from medtrain_plugins.mammography.model.risk_model import BaseRiskModel, Head, check_images
 
 IMAGES = ("current_image", "previous_image")
 HEADS = ("fused", "cur", "pri")

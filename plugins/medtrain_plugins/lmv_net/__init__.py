@@ -11,10 +11,9 @@ from medtrain_plugins.mammography.plugin import RiskModelPlugin
 if TYPE_CHECKING:
     from medtrain import RunConfig
 
-    from medtrain_plugins.mammography.samples import Samples
-
-    from .model import LMVNet
-    from .options import LMVNetOptions
+    from medtrain_plugins.lmv_net.model import LMVNet
+    from medtrain_plugins.lmv_net.options import LMVNetOptions
+    from medtrain_plugins.mammography.cohort.samples import Samples
 
 
 class LMVNetPlugin(RiskModelPlugin):
@@ -26,25 +25,25 @@ class LMVNetPlugin(RiskModelPlugin):
     @hookimpl
     def plugin_options(self) -> type[LMVNetOptions]:
         """The options of the family and the model's own."""
-        from .options import LMVNetOptions
+        from medtrain_plugins.lmv_net.options import LMVNetOptions
 
         return LMVNetOptions
 
     def samples(self, options: LMVNetOptions) -> Samples:
         """Breasts with CC and MLO in two consecutive exams."""
-        from medtrain_plugins.mammography.samples import BREAST_PAIRS
+        from medtrain_plugins.mammography.cohort.samples import BREAST_PAIRS
 
         return BREAST_PAIRS
 
     def model_class(self) -> type[LMVNet]:
-        from .model import LMVNet
+        from medtrain_plugins.lmv_net.model import LMVNet
 
         return LMVNet
 
     @hookimpl
     def build_model(self, config: RunConfig) -> LMVNet:
         """LMV-Net with its pretrained parts, or without when weights follow from elsewhere."""
-        from .model import LMVNet
+        from medtrain_plugins.lmv_net.model import LMVNet
 
         options = config.options(self.name)
         model = LMVNet(

@@ -13,16 +13,16 @@ import torch
 from medtrain.errors import ConfigError
 from torch import Tensor, nn
 
-from medtrain_plugins.mammography.backbone import OUT_CHANNELS, STRIDE, mirai_backbone
-from medtrain_plugins.mammography.layers import (
+from medtrain_plugins.mammography.model.backbone import OUT_CHANNELS, STRIDE, mirai_backbone
+from medtrain_plugins.mammography.model.layers import (
     Compat,
     ContinuousPosEncoding,
     CumulativeProbabilityLayer,
     feature_displacement,
     warp,
 )
-from medtrain_plugins.mammography.registration import MammoRegNet
-from medtrain_plugins.mammography.risk_model import BaseRiskModel, Head, InputNorm, check_images
+from medtrain_plugins.mammography.model.registration import MammoRegNet
+from medtrain_plugins.mammography.model.risk_model import BaseRiskModel, Head, InputNorm, check_images
 
 IMAGES = ("current_image_cc", "current_image_mlo", "previous_image_cc", "previous_image_mlo")
 

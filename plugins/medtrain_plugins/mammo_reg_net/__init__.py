@@ -12,14 +12,13 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
     from medtrain import Data, Run, RunConfig, Section
-    from medtrain.weights import Weights
+    from medtrain.protocols import Weights
 
-    from medtrain_plugins.mammography.augmentation import ExamAugmentation
-
-    from .losses import RegistrationLoss
-    from .metrics import PairMean
-    from .model import PairRegistration
-    from .options import MammoRegNetOptions
+    from medtrain_plugins.mammo_reg_net.losses import RegistrationLoss
+    from medtrain_plugins.mammo_reg_net.metrics import PairMean
+    from medtrain_plugins.mammo_reg_net.model import PairRegistration
+    from medtrain_plugins.mammo_reg_net.options import MammoRegNetOptions
+    from medtrain_plugins.mammography.cohort.augmentation import ExamAugmentation
 
 
 class MammoRegNetPlugin:
@@ -30,31 +29,30 @@ class MammoRegNetPlugin:
     @hookimpl
     def plugin_options(self) -> type[MammoRegNetOptions]:
         """The cohort, its images, and what the network sees."""
-        from .options import MammoRegNetOptions
+        from medtrain_plugins.mammo_reg_net.options import MammoRegNetOptions
 
         return MammoRegNetOptions
 
     @hookimpl
     def build_data(self, config: RunConfig) -> Data:
         """Images with the same view of the breast's previous exam, by group."""
-        from medtrain_plugins.mammography.data import build_data
-        from medtrain_plugins.mammography.samples import VIEW_PAIRS
+        from medtrain_plugins.mammography.build_data import build_data
+        from medtrain_plugins.mammography.cohort.samples import VIEW_PAIRS
 
         return build_data(config, config.options(self.name), VIEW_PAIRS)
 
     @hookimpl
     def build_model(self, config: RunConfig) -> PairRegistration:
         """MammoRegNet, freshly initialised; its weights are what the risk models take as `registration`."""
-        from medtrain_plugins.mammography.registration import MammoRegNet
-
-        from .model import PairRegistration
+        from medtrain_plugins.mammo_reg_net.model import PairRegistration
+        from medtrain_plugins.mammography.model.registration import MammoRegNet
 
         return PairRegistration(MammoRegNet(), config.options(self.name).pixel_scale)
 
     @hookimpl
     def build_loss(self, config: RunConfig) -> RegistrationLoss:
         """Similarity after both steps, smoothness and folding."""
-        from .losses import RegistrationLoss
+        from medtrain_plugins.mammo_reg_net.losses import RegistrationLoss
 
         options = config.options(self.name)
         return RegistrationLoss(options.regularisation, options.compat)
@@ -63,7 +61,7 @@ class MammoRegNetPlugin:
     def build_optimizer(self, config: RunConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
         """Adam, its weight decay part of the gradient, as published."""
         import torch
-        from medtrain.defaults import parameter_groups
+        from medtrain import parameter_groups
 
         settings = config.optimization
         return torch.optim.Adam(parameter_groups(settings, model), lr=settings.learning_rate)
@@ -71,7 +69,7 @@ class MammoRegNetPlugin:
     @hookimpl
     def build_metrics(self) -> list[PairMean]:
         """Correlation after and before, and folding."""
-        from .metrics import registration_metrics
+        from medtrain_plugins.mammo_reg_net.metrics import registration_metrics
 
         return registration_metrics()
 
@@ -80,29 +78,28 @@ class MammoRegNetPlugin:
         """None, unless asked for: then one draw per pair, shared by both images."""
         if not config.options(self.name).augmentation:
             return None
-        from medtrain_plugins.mammography.augmentation import ExamAugmentation
-
-        from .model import FIXED, MOVING
+        from medtrain_plugins.mammo_reg_net.model import FIXED, MOVING
+        from medtrain_plugins.mammography.cohort.augmentation import ExamAugmentation
 
         return ExamAugmentation((FIXED, MOVING), flip_p=0.0)
 
     @hookimpl
     def predict(self, run: Run, sample: Any) -> pd.DataFrame:
         """Registers a folder of images named as in EMBED, or a cohort (a table, its folder); one row per pair."""
-        from .report import predict_pairs
+        from medtrain_plugins.mammo_reg_net.report import predict_pairs
 
         return predict_pairs(run, sample, run.config.options(self.name))
 
     @hookimpl
     def import_weights(self, config: RunConfig, paths: list[Path]) -> Weights:
         """MammoRegNet's weights from checkpoints of the published benchmark."""
-        from medtrain_plugins.mammography.import_weights import import_risk_weights
+        from medtrain_plugins.mammography.weights.import_weights import import_risk_weights
 
         return import_risk_weights(paths)
 
     @hookimpl
     def report_sections(self, run: Run) -> list[Section]:
         """The gain in correlation, and pictures of registered pairs."""
-        from .report import registration_sections
+        from medtrain_plugins.mammo_reg_net.report import registration_sections
 
         return registration_sections(run, run.config.options(self.name))

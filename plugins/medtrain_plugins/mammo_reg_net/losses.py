@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from medtrain_plugins.mammography.layers import Compat
-from medtrain_plugins.mammography.registration_losses import (
+from medtrain_plugins.mammo_reg_net.model import FIXED
+from medtrain_plugins.mammography.model.layers import Compat
+from medtrain_plugins.mammography.model.registration_losses import (
     FOLDING_WEIGHT,
     correlation,
     folding,
@@ -15,8 +16,6 @@ from medtrain_plugins.mammography.registration_losses import (
     regularisation,
     smoothness,
 )
-
-from .model import FIXED
 
 # The published code adds the folding of its batch of 20 pairs to a mean over them; a mean of both has the same balance.
 PUBLISHED_BATCH = 20

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from medtrain.metrics import Rows, Undefined
+from medtrain.protocols import Rows, Undefined
 from torch import Tensor
 
-from medtrain_plugins.mammography.registration_losses import correlation, folded_share
-
-from .model import FIXED, MOVING
+from medtrain_plugins.mammo_reg_net.model import FIXED, MOVING
+from medtrain_plugins.mammography.model.registration_losses import correlation, folded_share
 
 Measure = Callable[[dict[str, Tensor], dict[str, Any]], Tensor]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
-from medtrain.metrics import Rows
+from medtrain.protocols import Rows
 
 Array = npt.NDArray[Any]
 

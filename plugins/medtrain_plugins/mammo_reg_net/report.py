@@ -12,13 +12,12 @@ from medtrain import Run, Section
 from medtrain.data import Loader
 from torch import Tensor
 
-from medtrain_plugins.mammography.predict import open_source
-from medtrain_plugins.mammography.samples import VIEW_PAIRS
-
-from .metrics import displacement, ncc, ncc_before, negative_jacobian
-from .model import FIXED, MOVING, PairRegistration
-from .options import MammoRegNetOptions
-from .plots import gain_figure, overlay_figure
+from medtrain_plugins.mammo_reg_net.metrics import displacement, ncc, ncc_before, negative_jacobian
+from medtrain_plugins.mammo_reg_net.model import FIXED, MOVING, PairRegistration
+from medtrain_plugins.mammo_reg_net.options import MammoRegNetOptions
+from medtrain_plugins.mammo_reg_net.plots import gain_figure, overlay_figure
+from medtrain_plugins.mammography.cohort.samples import VIEW_PAIRS
+from medtrain_plugins.mammography.model.predict import open_source
 
 IDS = ("sample_id", "patient_id", "exam_id", "laterality", "view", "current_image_id", "previous_image_id", "time_gap")
 MEASURES = (ncc_before, ncc, negative_jacobian, displacement)

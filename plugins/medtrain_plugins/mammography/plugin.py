@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from medtrain import Data, Run, RunConfig, Section
-    from medtrain.weights import Weights
+    from medtrain.protocols import Weights
 
-    from .augmentation import ExamAugmentation
-    from .metrics import RiskMetrics
-    from .options import RiskOptions
-    from .risk_model import BaseRiskModel
-    from .samples import Samples
+    from medtrain_plugins.mammography.cohort.augmentation import ExamAugmentation
+    from medtrain_plugins.mammography.cohort.samples import Samples
+    from medtrain_plugins.mammography.evaluation.metrics import RiskMetrics
+    from medtrain_plugins.mammography.model.risk_model import BaseRiskModel
+    from medtrain_plugins.mammography.options import RiskOptions
 
     Model = TypeVar("Model", bound=BaseRiskModel)
 
@@ -44,7 +44,7 @@ class RiskModelPlugin(ABC):
     @hookimpl
     def build_data(self, config: RunConfig) -> Data:
         """The model's samples of the cohort, by group."""
-        from .data import build_data
+        from medtrain_plugins.mammography.build_data import build_data
 
         options = config.options(self.name)
         if not config.fresh:
@@ -54,14 +54,14 @@ class RiskModelPlugin(ABC):
     @hookimpl
     def build_loss(self, config: RunConfig, model: BaseRiskModel) -> Callable[..., Any]:
         """Masked binary cross-entropy of the model's heads."""
-        from .losses import MultiHeadBCE
+        from medtrain_plugins.mammography.model.losses import MultiHeadBCE
 
         return MultiHeadBCE(model.risk_heads, model.head_weights)
 
     @hookimpl
     def build_metrics(self, config: RunConfig, data: Data) -> list[RiskMetrics]:
         """C-index and yearly AUCs of the model's score."""
-        from .data import build_metrics
+        from medtrain_plugins.mammography.build_data import build_metrics
 
         return build_metrics(data, config.options(self.name), self.model_class().primary_risk)
 
@@ -71,14 +71,14 @@ class RiskModelPlugin(ABC):
         options = config.options(self.name)
         if not options.augmentation:
             return None
-        from .augmentation import ExamAugmentation
+        from medtrain_plugins.mammography.cohort.augmentation import ExamAugmentation
 
         return ExamAugmentation(tuple(self.samples(options).images), flip_p=self.flip_p)
 
     @hookimpl
     def predict(self, run: Run, sample: Any) -> pd.DataFrame:
         """Risks within 1 to 5 years for a folder of images named as in EMBED, or for a cohort (a table, its folder)."""
-        from .predict import predict_risks
+        from medtrain_plugins.mammography.model.predict import predict_risks
 
         options = run.config.options(self.name)
         return predict_risks(run, sample, options, self.samples(options), self.model_class().primary_risk)
@@ -86,14 +86,14 @@ class RiskModelPlugin(ABC):
     @hookimpl
     def import_weights(self, config: RunConfig, paths: list[Path]) -> Weights:
         """The model's weights from checkpoints of the published benchmark and official Mirai snapshots."""
-        from .import_weights import import_risk_weights
+        from medtrain_plugins.mammography.weights.import_weights import import_risk_weights
 
         return import_risk_weights(paths, self.model_class().encoder_name)
 
     @hookimpl
     def report_sections(self, run: Run) -> list[Section]:
         """ROC curves, calibration, risk groups and strata."""
-        from .plots import risk_sections
+        from medtrain_plugins.mammography.evaluation.plots import risk_sections
 
         return risk_sections(run.evaluation) if run.evaluation else []
 
@@ -102,7 +102,7 @@ class RiskModelPlugin(ABC):
         options = config.options(self.name)
         if config.fresh:
             return model
-        from .snapshots import load_registration
+        from medtrain_plugins.mammography.weights.snapshots import load_registration
 
         self._require_pretrained(options)
         if (path := self._part(options, "registration")) is not None and model.registration_name:
@@ -113,13 +113,13 @@ class RiskModelPlugin(ABC):
 
     def load_encoder(self, path: Path) -> dict[str, Any]:
         """The encoder's tensors from a file."""
-        from .snapshots import load_backbone
+        from medtrain_plugins.mammography.weights.snapshots import load_backbone
 
         return load_backbone(path)
 
     def _part(self, options: RiskOptions, key: str) -> Path | None:
         """The file of a pretrained part; None when the option is 'none', or there is no such part."""
-        from medtrain.build import weights_file
+        from medtrain.weights import weights_file
 
         where = getattr(options, key, "none")
         return None if where == "none" else weights_file(where, f"plugins.{self.name}.{key}")

@@ -13,13 +13,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from medtrain import RunConfig
-    from medtrain.weights import Weights
+    from medtrain.protocols import Weights
 
-    from medtrain_plugins.mammography.risk_model import BaseRiskModel
-    from medtrain_plugins.mammography.samples import Samples
-
-    from .model import MiraiModel
-    from .options import MiraiOptions
+    from medtrain_plugins.mammography.cohort.samples import Samples
+    from medtrain_plugins.mammography.model.risk_model import BaseRiskModel
+    from medtrain_plugins.mirai.model import MiraiModel
+    from medtrain_plugins.mirai.options import MiraiOptions
 
 
 class Mirai(RiskModelPlugin):
@@ -30,26 +29,26 @@ class Mirai(RiskModelPlugin):
     @hookimpl
     def plugin_options(self) -> type[MiraiOptions]:
         """The options of the family and the model's own."""
-        from .options import MiraiOptions
+        from medtrain_plugins.mirai.options import MiraiOptions
 
         return MiraiOptions
 
     def samples(self, options: MiraiOptions) -> Samples:
         """Exams with all four views, or with `min_views` of them."""
-        from .samples import exam_samples
+        from medtrain_plugins.mirai.samples import exam_samples
 
         return exam_samples(options.compat, options.min_views, options.risk_factors)
 
     def model_class(self) -> type[MiraiModel]:
-        from .model import MiraiModel
+        from medtrain_plugins.mirai.model import MiraiModel
 
         return MiraiModel
 
     @hookimpl
     def build_model(self, config: RunConfig) -> MiraiModel:
         """Mirai with its pretrained parts, or without when weights follow from elsewhere; calibrated on demand."""
-        from .calibration import Calibration
-        from .model import MiraiModel
+        from medtrain_plugins.mirai.calibration import Calibration
+        from medtrain_plugins.mirai.model import MiraiModel
 
         options = config.options(self.name)
         model = MiraiModel(
@@ -66,9 +65,9 @@ class Mirai(RiskModelPlugin):
             calibration=Calibration.read(options.calibration) if options.calibration else None,
         )
         if options.transformer_weights and not config.fresh:
-            from medtrain.build import weights_file
+            from medtrain.weights import weights_file
 
-            from .weights import load_transformer
+            from medtrain_plugins.mirai.weights import load_transformer
 
             path = weights_file(options.transformer_weights, "plugins.mirai.transformer_weights")
             load_transformer(path, model.transformer)
@@ -77,21 +76,20 @@ class Mirai(RiskModelPlugin):
     @hookimpl
     def import_weights(self, config: RunConfig, paths: list[Path]) -> Weights:
         """Mirai's weights from checkpoints of the published benchmark and official snapshots, risk factors included."""
-        from medtrain_plugins.mammography.import_weights import import_risk_weights
-
-        from .risk_factors import RISK_FACTORS
+        from medtrain_plugins.mammography.weights.import_weights import import_risk_weights
+        from medtrain_plugins.mirai.risk_factors import RISK_FACTORS
 
         return import_risk_weights(paths, self.model_class().encoder_name, [factor.name for factor in RISK_FACTORS])
 
     @hookimpl
     def build_loss(self, config: RunConfig, model: BaseRiskModel) -> Callable[..., Any]:
         """Masked binary cross-entropy of the risks; with risk factors also the cross-entropy of the known ones."""
-        from medtrain_plugins.mammography.losses import MultiHeadBCE
+        from medtrain_plugins.mammography.model.losses import MultiHeadBCE
 
         options = config.options(self.name)
         loss = MultiHeadBCE(model.risk_heads, model.head_weights)
         if not options.risk_factors:
             return loss
-        from .losses import RiskAndFactorsLoss
+        from medtrain_plugins.mirai.losses import RiskAndFactorsLoss
 
         return RiskAndFactorsLoss(loss, options.risk_factor_weight)

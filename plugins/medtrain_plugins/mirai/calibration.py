@@ -16,7 +16,7 @@ import numpy.typing as npt
 from medtrain.errors import ConfigError, DataError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medtrain_plugins.platt import fit_line, sigmoid
+from medtrain_plugins.common.platt import fit_line, sigmoid
 
 Array = npt.NDArray[np.float64]
 YEARS = 5
@@ -113,7 +113,7 @@ def known_outcomes(event_times: npt.ArrayLike, event_observed: npt.ArrayLike) ->
 
     Unlike the mask a model is trained with, a case stays known after her cancer: she had it within all later years.
     """
-    from medtrain_plugins.mammography.survival import check_times, year_classes
+    from medtrain_plugins.mammography.evaluation.survival import check_times, year_classes
 
     times, observed = check_times(np.asarray(event_times), np.asarray(event_observed), YEARS)
     classes = [year_classes(times, observed, year) for year in range(YEARS)]

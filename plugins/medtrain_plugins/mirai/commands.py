@@ -22,7 +22,7 @@ def calibrate(run: Path, group: str, split: int, checkpoint: str | None, out: Pa
     from medtrain import Trainer
     from medtrain.errors import UsageError
 
-    from .calibration import fit, known_outcomes, log_loss
+    from medtrain_plugins.mirai.calibration import fit, known_outcomes, log_loss
 
     trainer = Trainer.from_maps(run)
     if "mirai" not in trainer.config.plugins:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medtrain_plugins.mammography.losses import MultiHeadBCE
-
-from .risk_factors import RISK_FACTORS
+from medtrain_plugins.mammography.model.losses import MultiHeadBCE
+from medtrain_plugins.mirai.risk_factors import RISK_FACTORS
 
 
 class RiskAndFactorsLoss:

@@ -17,12 +17,11 @@ from medtrain.errors import ConfigError, DataError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medtrain_plugins.mammography.backbone import OUT_CHANNELS, mirai_backbone
-from medtrain_plugins.mammography.layers import Compat, CumulativeProbabilityLayer
-from medtrain_plugins.mammography.risk_model import BaseRiskModel, Head, InputNorm, check_images
-
-from .calibration import Calibration
-from .risk_factors import RISK_FACTORS, WIDTH
+from medtrain_plugins.mammography.model.backbone import OUT_CHANNELS, mirai_backbone
+from medtrain_plugins.mammography.model.layers import Compat, CumulativeProbabilityLayer
+from medtrain_plugins.mammography.model.risk_model import BaseRiskModel, Head, InputNorm, check_images
+from medtrain_plugins.mirai.calibration import Calibration
+from medtrain_plugins.mirai.risk_factors import RISK_FACTORS, WIDTH
 
 POOLS = Literal["Simple_AttentionPool", "GlobalMaxPool", "GlobalAvgPool"]
 N_YEARS = 5

@@ -12,12 +12,11 @@ import pandas as pd
 from medtrain.errors import DataError
 from torch import Tensor
 
-from medtrain_plugins.mammography.cohort import Cohort
-from medtrain_plugins.mammography.exams import EXAM_VIEWS, all_exams
-from medtrain_plugins.mammography.layers import Compat
-from medtrain_plugins.mammography.samples import EXAMS, Samples, view_constants
-
-from .risk_factors import encode_risk_factors
+from medtrain_plugins.mammography.cohort.cohort import Cohort
+from medtrain_plugins.mammography.cohort.exams import EXAM_VIEWS, all_exams
+from medtrain_plugins.mammography.cohort.samples import EXAMS, Samples, view_constants
+from medtrain_plugins.mammography.model.layers import Compat
+from medtrain_plugins.mirai.risk_factors import encode_risk_factors
 
 
 def exam_samples(compat: Compat, min_views: int, risk_factors: bool) -> Samples:

@@ -10,7 +10,7 @@ from medtrain.errors import CheckpointError, first_lines
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .model import AllImageTransformer
+    from medtrain_plugins.mirai.model import AllImageTransformer
 
 LANDMARK = "projection_layer.weight"
 # No result depends on these, and official files have them in other shapes (two classes) or under other names.
@@ -25,7 +25,7 @@ def load_transformer(path: str | Path, aggregator: AllImageTransformer) -> None:
     Raises CheckpointError when the file cannot be read or is not safe to read, holds no aggregator or several, or one
     that was built with other options.
     """
-    from medtrain_plugins.mammography.snapshots import named_tensors, read_file
+    from medtrain_plugins.mammography.weights.snapshots import named_tensors, read_file
 
     root = read_file(path)
     tensors = named_tensors(root)
@@ -58,8 +58,9 @@ def load_transformer(path: str | Path, aggregator: AllImageTransformer) -> None:
 
 def _recorded_heads(root: Any) -> int | None:
     """The number of attention heads in the arguments that a snapshot's modules keep, which no shape tells."""
-    from medtrain_plugins.mammography.snapshots import children_of
-    from medtrain_plugins.mammography.unpickle import Shell
+    from medtrain.weights import Shell
+
+    from medtrain_plugins.mammography.weights.snapshots import children_of
 
     waiting, seen = [root], set()
     while waiting:

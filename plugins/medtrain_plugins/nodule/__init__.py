@@ -13,13 +13,12 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
     from medtrain import Data, Run, RunConfig, Section
-    from medtrain.export import Check
-    from medtrain.metrics import Evaluation
+    from medtrain.protocols import Check, Evaluation
 
-    from .detection import DetectionMetric
-    from .multi_task import NoduleLoss
-    from .options import PivotOptions
-    from .predict import DetectedScan
+    from medtrain_plugins.nodule.evaluation.whole_scans import DetectionMetric
+    from medtrain_plugins.nodule.inference.predict import DetectedScan
+    from medtrain_plugins.nodule.model.detector_loss import NoduleLoss
+    from medtrain_plugins.nodule.options import PivotOptions
 
 
 class Pivot:
@@ -30,43 +29,43 @@ class Pivot:
     @hookimpl
     def plugin_options(self) -> type[PivotOptions]:
         """Data, patches, network, losses, augmentation, inference, evaluation."""
-        from .options import PivotOptions
+        from medtrain_plugins.nodule.options import PivotOptions
 
         return PivotOptions
 
     @hookimpl
     def build_data(self, config: RunConfig) -> Data:
         """Patches of prepared scans to train on, whole scans to be evaluated on; of the stage under way."""
-        from .training_data import build_data
+        from medtrain_plugins.nodule.data.groups import build_data
 
         return build_data(config, config.options(self.name))
 
     @hookimpl
     def build_model(self, config: RunConfig) -> torch.nn.Module:
         """The detector: a network by name and dense heads."""
-        from .parts import build_model
+        from medtrain_plugins.nodule.model.from_options import build_model
 
         return build_model(config.options(self.name))
 
     @hookimpl
     def build_loss(self, config: RunConfig, model: torch.nn.Module) -> NoduleLoss:
         """One term per head, weighted."""
-        from .parts import build_loss
+        from medtrain_plugins.nodule.model.from_options import build_loss
 
         return build_loss(config.options(self.name), model)
 
     @hookimpl
     def build_metrics(self, config: RunConfig, data: Data) -> list[DetectionMetric]:
         """CPM, sensitivities, centres, sizes, triage, of whole scans."""
-        from .detection import metrics_of
+        from medtrain_plugins.nodule.evaluation.whole_scans import metrics_of
 
         return metrics_of(config.options(self.name))
 
     @hookimpl
     def evaluate(self, run: Run, loader: Iterable[dict[str, Any]]) -> Evaluation:
         """The search of whole scans, and the loss of fixed patches."""
-        from .detection import evaluate_scans
-        from .parts import untrained_model
+        from medtrain_plugins.nodule.evaluation.whole_scans import evaluate_scans
+        from medtrain_plugins.nodule.model.from_options import untrained_model
 
         options = run.config.options(self.name)
         # A training has its own beginning to be compared with.
@@ -82,20 +81,20 @@ class Pivot:
     @hookimpl
     def predict(self, run: Run, sample: Any) -> pd.DataFrame | DetectedScan:
         """One row per candidate in a scan: a DICOM folder, a NIfTI, MetaImage or prepared file."""
-        from .predict import predict
+        from medtrain_plugins.nodule.inference.predict import predict
 
         return predict(run, sample, run.config.options(self.name))
 
     @hookimpl
     def export(self, run: Run, format: str, path: Path, check: Check | None) -> dict[str, Any] | None:
         """The detector as ONNX."""
-        from .export import export_detector
+        from medtrain_plugins.nodule.inference.export import export_detector
 
         return export_detector(run, run.config.options(self.name), format, path, check)
 
     @hookimpl
     def report_sections(self, run: Run) -> list[Section]:
         """FROC, strata, centres and sizes, malignancy; and the untrained network beside it."""
-        from .detection import detection_sections
+        from medtrain_plugins.nodule.evaluation.whole_scans import detection_sections
 
         return detection_sections(run, run.config.options(self.name))

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from medtrain.config import SectionModel
 from pydantic import Field, field_validator, model_validator
 
-from .augmentation import AugmentationOptions
-from .inference_options import InferenceOptions
+from medtrain_plugins.nodule.data.augmentation import AugmentationOptions
+from medtrain_plugins.nodule.inference_options import InferenceOptions
 
 Task = Literal["heatmap", "offset", "log_diameter", "triage", "segmentation"]
 Voxels = Annotated[int, Field(ge=1)]

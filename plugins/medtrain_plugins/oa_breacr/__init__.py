@@ -11,13 +11,12 @@ from medtrain_plugins.mammography.plugin import RiskModelPlugin
 if TYPE_CHECKING:
     from medtrain import RunConfig
 
+    from medtrain_plugins.mammography.cohort.samples import Samples
+    from medtrain_plugins.mammography.model.risk_model import BaseRiskModel
     from medtrain_plugins.mammography.options import RiskOptions
-    from medtrain_plugins.mammography.risk_model import BaseRiskModel
-    from medtrain_plugins.mammography.samples import Samples
-
-    from .losses import OABreaCRLoss
-    from .model import OABreaCR
-    from .options import OABreaCROptions
+    from medtrain_plugins.oa_breacr.losses import OABreaCRLoss
+    from medtrain_plugins.oa_breacr.model import OABreaCR
+    from medtrain_plugins.oa_breacr.options import OABreaCROptions
 
 
 class OABreaCRPlugin(RiskModelPlugin):
@@ -28,26 +27,26 @@ class OABreaCRPlugin(RiskModelPlugin):
     @hookimpl
     def plugin_options(self) -> type[OABreaCROptions]:
         """The options of the family and the model's own."""
-        from .options import OABreaCROptions
+        from medtrain_plugins.oa_breacr.options import OABreaCROptions
 
         return OABreaCROptions
 
     def samples(self, options: OABreaCROptions) -> Samples:
         """One view of a breast and the same view of its previous exam."""
-        from medtrain_plugins.mammography.samples import VIEW_PAIRS
+        from medtrain_plugins.mammography.cohort.samples import VIEW_PAIRS
 
         return VIEW_PAIRS
 
     def model_class(self) -> type[OABreaCR]:
-        from .model import OABreaCR
+        from medtrain_plugins.oa_breacr.model import OABreaCR
 
         return OABreaCR
 
     @hookimpl
     def build_model(self, config: RunConfig) -> OABreaCR:
         """OA-BreaCR with its pretrained encoder, or without when weights follow from elsewhere."""
-        from .encoder import fetch_imagenet, load_encoder
-        from .model import OABreaCR
+        from medtrain_plugins.oa_breacr.encoder import fetch_imagenet, load_encoder
+        from medtrain_plugins.oa_breacr.model import OABreaCR
 
         options: OABreaCROptions = config.options(self.name)
         model = OABreaCR(
@@ -80,7 +79,7 @@ class OABreaCRPlugin(RiskModelPlugin):
     @hookimpl
     def build_loss(self, config: RunConfig, model: BaseRiskModel) -> OABreaCRLoss:
         """Cross-entropy and mean-variance of four heads, and the order of the embeddings."""
-        from .losses import OABreaCRLoss
+        from medtrain_plugins.oa_breacr.losses import OABreaCRLoss
 
         options: OABreaCROptions = config.options(self.name)
         return OABreaCRLoss(

@@ -10,7 +10,7 @@ import torch
 from medtrain.errors import CheckpointError, ConfigError, first_lines
 from torch import Tensor, nn
 
-from medtrain_plugins.mammography.snapshots import named_tensors, read_file
+from medtrain_plugins.mammography.weights.snapshots import named_tensors, read_file
 
 # The children of torchvision's network that have weights, by their place in the encoder.
 NAMES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}

@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from medtrain_plugins.mammography.layers import Compat
-
-from .distances import DISTANCES, Distance
-from .model import HEAD_LABELS, N_CLASSES, OABreaCR
+from medtrain_plugins.mammography.model.layers import Compat
+from medtrain_plugins.oa_breacr.distances import DISTANCES, Distance
+from medtrain_plugins.oa_breacr.model import HEAD_LABELS, N_CLASSES, OABreaCR
 
 LAST = N_CLASSES - 1  # the class without cancer
 

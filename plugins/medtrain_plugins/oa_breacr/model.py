@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medtrain_plugins.mammography.backbone import STRIDE
-from medtrain_plugins.mammography.layers import ContinuousPosEncoding, warp
-from medtrain_plugins.mammography.risk_model import BaseRiskModel, Head, check_images
-
-from .encoder import resnet_encoder
-from .options import ImageNorm
+from medtrain_plugins.mammography.model.backbone import STRIDE
+from medtrain_plugins.mammography.model.layers import ContinuousPosEncoding, warp
+from medtrain_plugins.mammography.model.risk_model import BaseRiskModel, Head, check_images
+from medtrain_plugins.oa_breacr.encoder import resnet_encoder
+from medtrain_plugins.oa_breacr.options import ImageNorm
 
 N_CLASSES = 6  # cancer in year 1 to 5, none within five years
 

@@ -12,13 +12,12 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
     from medtrain import Data, Run, RunConfig, Section
-    from medtrain.export import Check
-    from medtrain.weights import Weights
+    from medtrain.protocols import Check, Weights
 
-    from .augmentation import ClipAugmentation
-    from .loss import ClassLoss
-    from .metrics import SignMetrics
-    from .options import KArSLOptions
+    from medtrain_plugins.sign.data.augmentation import ClipAugmentation
+    from medtrain_plugins.sign.evaluation.metrics import SignMetrics
+    from medtrain_plugins.sign.model.loss import ClassLoss
+    from medtrain_plugins.sign.options import KArSLOptions
 
 
 class KArSL:
@@ -29,15 +28,15 @@ class KArSL:
     @hookimpl
     def plugin_options(self) -> type[KArSLOptions]:
         """Signs, signers, model size, augmentation."""
-        from .options import KArSLOptions
+        from medtrain_plugins.sign.options import KArSLOptions
 
         return KArSLOptions
 
     @hookimpl
     def build_data(self, config: RunConfig) -> Data:
         """Train, validation and test clips. What the configuration leaves open is settled here, before it is used."""
-        from .data import build_data
-        from .defaults import settle
+        from medtrain_plugins.sign.build_data import build_data
+        from medtrain_plugins.sign.defaults import settle
 
         options = config.options(self.name)
         settle(config, options)
@@ -47,10 +46,10 @@ class KArSL:
     def build_model(self, config: RunConfig) -> torch.nn.Module:
         """The transformer in the chosen size; on several GPUs its batch norm sees the batch of all of them."""
         import torch
-        from medtrain.build import weights_file
-        from medtrain.weights import load_state, read_state
+        from medtrain.protocols import load_state
+        from medtrain.weights import read_state, weights_file
 
-        from .model import SignTransformer
+        from medtrain_plugins.sign.model.model import SignTransformer
 
         options = config.options(self.name)
         size = options.size
@@ -74,14 +73,14 @@ class KArSL:
     @hookimpl
     def import_weights(self, config: RunConfig, paths: list[Path]) -> Weights | None:
         """A published checkpoint, its size and number of signs read from the folder's name where that tells them."""
-        from .weights import read_published
+        from medtrain_plugins.sign.model.weights import read_published
 
         return read_published(paths)
 
     @hookimpl
     def build_loss(self, config: RunConfig) -> ClassLoss:
         """Cross-entropy, the mean over clips."""
-        from .loss import ClassLoss
+        from medtrain_plugins.sign.model.loss import ClassLoss
 
         return ClassLoss(config.options(self.name).label_smoothing)
 
@@ -91,7 +90,7 @@ class KArSL:
         if config.options(self.name).optimizer == "adamw":
             return None
         import torch
-        from medtrain.defaults import parameter_groups
+        from medtrain import parameter_groups
 
         settings = config.optimization
         return torch.optim.Adam(parameter_groups(settings, model), lr=settings.learning_rate)
@@ -99,7 +98,7 @@ class KArSL:
     @hookimpl
     def build_metrics(self, config: RunConfig, data: Data) -> list[SignMetrics]:
         """Top-1, top-5, macro F1, and top-1 of each signer."""
-        from .metrics import SignMetrics
+        from medtrain_plugins.sign.evaluation.metrics import SignMetrics
 
         signers = data.about.get("signers") or sorted(
             {signer for dataset in data.groups().values() for signer in getattr(dataset, "signers", ())}
@@ -109,7 +108,7 @@ class KArSL:
     @hookimpl
     def build_augmentation(self, config: RunConfig) -> ClipAugmentation:
         """Mirror image, rotation, zoom, shift; and times drawn anew for each clip and epoch."""
-        from .augmentation import ClipAugmentation
+        from medtrain_plugins.sign.data.augmentation import ClipAugmentation
 
         options = config.options(self.name)
         return ClipAugmentation(
@@ -124,20 +123,20 @@ class KArSL:
     @hookimpl
     def predict(self, run: Run, sample: Any) -> pd.DataFrame:
         """The signs of clips without labels: a folder of keypoints, an npz file of clips, an npy file of one."""
-        from .predict import predict_signs
+        from medtrain_plugins.sign.model.predict import predict_signs
 
         return predict_signs(run, sample, run.config.options(self.name))
 
     @hookimpl
     def report_sections(self, run: Run) -> list[Section]:
         """Scores by sign, confusions, signers, training curves."""
-        from .plots import sign_sections
+        from medtrain_plugins.sign.evaluation.plots import sign_sections
 
         return sign_sections(run, run.config.options(self.name))
 
     @hookimpl
     def export(self, run: Run, format: str, path: Path, check: Check | None) -> dict[str, Any] | None:
         """ONNX in float32 or with 8-bit weights, and the published checkpoint layout."""
-        from .export import export_signs
+        from medtrain_plugins.sign.model.export import export_signs
 
         return export_signs(run, run.config.options(self.name), format, path, check)

@@ -8,7 +8,7 @@ from medtrain import RunConfig
 from medtrain.config import read_toml
 from medtrain.errors import ConfigError
 
-from .options import KArSLOptions
+from medtrain_plugins.sign.options import KArSLOptions
 
 SECTIONS = ("data", "optimization", "scheduler", "validation")
 

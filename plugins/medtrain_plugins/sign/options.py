@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from medtrain.config import SectionModel
 from pydantic import Field, field_validator, model_validator
 
-from .landmarks import MAX_SIGN
+from medtrain_plugins.sign.data.landmarks import MAX_SIGN
 
 # Letter -> head size, heads and layers when only the letter is given.
 SIZES = {"t": (16, 4, 2), "s": (32, 4, 4), "m": (64, 4, 6), "l": (128, 6, 8)}

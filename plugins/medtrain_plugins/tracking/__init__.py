@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .tensor_board import TensorBoard
-from .weights_biases import WandB
+from medtrain_plugins.tracking.tensor_board import TensorBoard
+from medtrain_plugins.tracking.weights_biases import WandB
 
 __all__ = ["TensorBoard", "WandB"]

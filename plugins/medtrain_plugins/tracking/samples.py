@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from medtrain.data import collate as default_collate
-from medtrain.model import evaluation_mode, move_batch
+from medtrain.protocols import evaluation_mode, move_batch
 
 if TYPE_CHECKING:
     from medtrain import Run

@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .tracker import describe, warn
-from .values import numbers
-from .wandb_files import logged_epochs
+from medtrain_plugins.tracking.tracker import describe, warn
+from medtrain_plugins.tracking.values import numbers
+from medtrain_plugins.tracking.wandb_files import logged_epochs
 
 if TYPE_CHECKING:
     from medtrain import Run
 
-    from .options import WandBOptions
+    from medtrain_plugins.tracking.options import WandBOptions
 
 GRACE = 30.0  # seconds beyond the time limit, for turning to offline mode
 

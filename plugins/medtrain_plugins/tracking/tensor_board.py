@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .tracker import Tracker, describe, tracked, tracking_folder, warn
+from medtrain_plugins.tracking.tracker import Tracker, describe, tracked, tracking_folder, warn
 
 if TYPE_CHECKING:
     from medtrain import Run
     from torch.utils.tensorboard import SummaryWriter
 
-    from .options import TensorBoardOptions
+    from medtrain_plugins.tracking.options import TensorBoardOptions
 
 
 class TensorBoard(Tracker):
@@ -24,7 +24,7 @@ class TensorBoard(Tracker):
 
     @classmethod
     def options_model(cls) -> type[TensorBoardOptions]:
-        from .options import TensorBoardOptions
+        from medtrain_plugins.tracking.options import TensorBoardOptions
 
         return TensorBoardOptions
 
@@ -50,7 +50,7 @@ class TensorBoard(Tracker):
         """Sample predictions of the validation group."""
         if self.writer is None or not self.samples:
             return
-        from .samples import write_samples
+        from medtrain_plugins.tracking.samples import write_samples
 
         try:
             write_samples(self.writer, run, self.samples, inputs=not self.shown)
@@ -64,7 +64,7 @@ class TensorBoard(Tracker):
         """The epoch's values at its last step."""
         if self.writer is None:
             return
-        from .values import epoch_values
+        from medtrain_plugins.tracking.values import epoch_values
 
         self._write_steps()
         values = (self.sampler.mean_norm() if self.sampler else {}) | epoch_values(run) | {"epoch": float(run.epoch)}

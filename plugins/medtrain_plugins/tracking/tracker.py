@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from medtrain import Run
     from medtrain.config import SectionModel
 
-    from .steps import StepSampler
+    from medtrain_plugins.tracking.steps import StepSampler
 
 logger = logging.getLogger("medtrain.tracking")
 
@@ -56,7 +56,7 @@ class Tracker:
         if self.sampler is not None and self.sampler.optimizer is not run.optimizer:
             self.unwatch_steps()
         if self.sampler is None and interval:
-            from .steps import StepSampler
+            from medtrain_plugins.tracking.steps import StepSampler
 
             self.sampler = StepSampler(run, interval, lambda error: self._without_norms(run, error))
         if self.sampler is not None:

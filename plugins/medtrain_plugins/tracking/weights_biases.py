@@ -6,15 +6,15 @@ import json
 import secrets
 from typing import TYPE_CHECKING, Any
 
-from .tracker import Tracker, tracked, tracking_folder
+from medtrain_plugins.tracking.tracker import Tracker, tracked, tracking_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from medtrain import Run
 
-    from .options import WandBOptions
-    from .session import Session
+    from medtrain_plugins.tracking.options import WandBOptions
+    from medtrain_plugins.tracking.session import Session
 
 ID_FILE = "wandb.json"
 
@@ -31,14 +31,14 @@ class WandB(Tracker):
 
     @classmethod
     def options_model(cls) -> type[WandBOptions]:
-        from .options import WandBOptions
+        from medtrain_plugins.tracking.options import WandBOptions
 
         return WandBOptions
 
     @tracked
     def on_run_start(self, run: Run) -> None:
         """Begin or continue the W&B run of this split, and hand it the epochs there are already."""
-        from .session import Session
+        from medtrain_plugins.tracking.session import Session
 
         settings = self.settings(run)
         folder = tracking_folder(run)
@@ -62,7 +62,7 @@ class WandB(Tracker):
         """The epoch's values."""
         if self.session is None:
             return
-        from .values import epoch_values
+        from medtrain_plugins.tracking.values import epoch_values
 
         if self.sampler is not None:
             self.sampler.take()

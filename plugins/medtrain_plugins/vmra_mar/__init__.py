@@ -12,10 +12,9 @@ from medtrain_plugins.mammography.plugin import RiskModelPlugin
 if TYPE_CHECKING:
     from medtrain import RunConfig
 
-    from medtrain_plugins.mammography.samples import Samples
-
-    from .model import VMRAMaR
-    from .options import VMRAMaROptions
+    from medtrain_plugins.mammography.cohort.samples import Samples
+    from medtrain_plugins.vmra_mar.model import VMRAMaR
+    from medtrain_plugins.vmra_mar.options import VMRAMaROptions
 
 log = logging.getLogger("medtrain")
 
@@ -28,19 +27,19 @@ class VMRAMaRPlugin(RiskModelPlugin):
     @hookimpl
     def plugin_options(self) -> type[VMRAMaROptions]:
         """The options of the family and the model's own."""
-        from .options import VMRAMaROptions
+        from medtrain_plugins.vmra_mar.options import VMRAMaROptions
 
         return VMRAMaROptions
 
     def samples(self, options: VMRAMaROptions) -> Samples:
         """Exams with all four views and the exams before them."""
-        from medtrain_plugins.mammography.samples import exam_visits
+        from medtrain_plugins.mammography.cohort.samples import exam_visits
 
         return exam_visits(options.max_visits)
 
     def model_class(self) -> type[VMRAMaR]:
         """The network."""
-        from .model import VMRAMaR
+        from medtrain_plugins.vmra_mar.model import VMRAMaR
 
         return VMRAMaR
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 
-from medtrain_plugins.mammography.layers import Compat
+from medtrain_plugins.mammography.model.layers import Compat
 
 log = logging.getLogger("medtrain")
 

@@ -12,13 +12,12 @@ import torch
 from medtrain.errors import DataError
 from torch import Tensor, nn
 
-from medtrain_plugins.mammography.backbone import OUT_CHANNELS, mirai_backbone
-from medtrain_plugins.mammography.images import Orientation
-from medtrain_plugins.mammography.layers import Compat, CumulativeProbabilityLayer
-from medtrain_plugins.mammography.risk_model import BaseRiskModel, Head, InputNorm, check_images
-
-from .asymmetry import PUBLISHED_MEAN, PUBLISHED_STD, Asymmetry, AsymmetryDetector, track
-from .vmrnn import VMRNN
+from medtrain_plugins.mammography.cohort.images import Orientation
+from medtrain_plugins.mammography.model.backbone import OUT_CHANNELS, mirai_backbone
+from medtrain_plugins.mammography.model.layers import Compat, CumulativeProbabilityLayer
+from medtrain_plugins.mammography.model.risk_model import BaseRiskModel, Head, InputNorm, check_images
+from medtrain_plugins.vmra_mar.asymmetry import PUBLISHED_MEAN, PUBLISHED_STD, Asymmetry, AsymmetryDetector, track
+from medtrain_plugins.vmra_mar.vmrnn import VMRNN
 
 VIEWS = 4  # L_CC, L_MLO, R_CC, R_MLO
 

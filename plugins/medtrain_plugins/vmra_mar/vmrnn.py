@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .selective_scan import selective_scan
+from medtrain_plugins.vmra_mar.selective_scan import selective_scan
 
 State = tuple[Tensor, Tensor]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from medtrain import Trainer
 from medtrain.config import Layers, RunConfig
-from medtrain.maps import Maps
 from medtrain.plugins import Plugins
+from medtrain.rundir.directory import Maps
 
 SIZE = 16
 

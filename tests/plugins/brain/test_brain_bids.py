@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from medtrain.errors import ConfigError, DataError
-from medtrain_plugins.brain.bids import Tree, Visit
-from medtrain_plugins.brain.caps import FileType, as_file_type, dwi_dti, pet_linear
+from medtrain_plugins.brain.data.bids import Tree, Visit
+from medtrain_plugins.brain.data.caps import FileType, as_file_type, dwi_dti, pet_linear
 
 MNI = "space-MNI152NLin2009cSym"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from medtrain.errors import ConfigError, DataError
-from medtrain_plugins.brain import cache as module
-from medtrain_plugins.brain.cache import Kind, MemoryCache, Source, open_cache
+from medtrain_plugins.brain.data import cache as module
+from medtrain_plugins.brain.data.cache import Kind, MemoryCache, Source, open_cache
 
 KINDS = [Kind((2, 3), "<i2"), Kind((5,), "<f4"), Kind((1,), "|u1")]
 

@@ -13,14 +13,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 from medtrain import Trainer
-from medtrain.checkpoint import load_model_file
 from medtrain.errors import CheckpointError, ConfigError, UsageError
-from medtrain.maps import Maps
-from medtrain.verify import verify
-from medtrain_plugins.brain.clinicadl import import_maps
-from medtrain_plugins.brain.clinicadl_command import import_clinicadl
-from medtrain_plugins.brain.clinicadl_networks import NoCounterpartError, convert, counterpart
-from medtrain_plugins.brain.networks import build_network
+from medtrain.rundir.checkpoint import load_model_file
+from medtrain.rundir.directory import Maps
+from medtrain.rundir.verify import verify
+from medtrain_plugins.brain.clinicadl.import_maps import import_maps
+from medtrain_plugins.brain.clinicadl.networks import NoCounterpartError, convert, counterpart
+from medtrain_plugins.brain.commands.import_clinicadl import import_clinicadl
+from medtrain_plugins.brain.model.networks import build_network
 
 HERE = Path(__file__).parent
 MAPS = HERE / "clinicadl_maps"

@@ -10,8 +10,8 @@ import pytest
 import torch
 from medtrain.data import Data, Loader, split_groups
 from medtrain.errors import ConfigError, DataError
-from medtrain_plugins.brain.combine import ArrayDataset, ConcatDataset, PairedDataset, UnpairedDataset
-from medtrain_plugins.brain.dataset import BidsDataset
+from medtrain_plugins.brain.data.combined import ArrayDataset, ConcatDataset, PairedDataset, UnpairedDataset
+from medtrain_plugins.brain.data.dataset import BidsDataset
 from medtrain_plugins.brain.synth import synthesize
 
 

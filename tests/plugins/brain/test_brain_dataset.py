@@ -18,9 +18,9 @@ from medtrain import RunConfig
 from medtrain.data import Data, Loader, split_groups
 from medtrain.errors import ConfigError, DataError
 from medtrain_plugins.brain import synth
-from medtrain_plugins.brain.checking import check_tree
-from medtrain_plugins.brain.data import open_cohort
-from medtrain_plugins.brain.dataset import BidsDataset
+from medtrain_plugins.brain.build_data import open_cohort
+from medtrain_plugins.brain.data.check import check_tree
+from medtrain_plugins.brain.data.dataset import BidsDataset
 from medtrain_plugins.brain.options import BrainOptions
 from medtrain_plugins.brain.synth import synthesize
 

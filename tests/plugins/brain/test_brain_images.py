@@ -27,7 +27,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "extraction", [{"kind": "slice", "borders": 6}, {"kind": "patch", "size": [16, 16, 8], "overlap": [0, 0, 0]}]
 )
 def test_parts_vote_alike_in_evaluation_and_prediction(tree: Path, tmp_path: Path, extraction: dict[str, Any]) -> None:
-    from medtrain_plugins.brain.metrics import image_rows
+    from medtrain_plugins.brain.evaluation.metrics import image_rows
 
     trainer = trained(tmp_path / "run", tree, extraction=extraction)
     result = trainer.evaluate("test", details=False)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from medtrain_plugins.brain.extraction import ExtractionOptions, cut, find_places
-from medtrain_plugins.brain.inference import Inference, log_mean_probability, put_together, windows_of
+from medtrain_plugins.brain.data.extraction import ExtractionOptions, cut, find_places
+from medtrain_plugins.brain.model.inference import Inference, log_mean_probability, put_together, windows_of
 from medtrain_plugins.brain.options import InferenceOptions
 from torch import Tensor, nn
 from torch.nn import functional

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from medtrain_plugins.brain.combine import ArrayDataset
-from medtrain_plugins.brain.metrics import (
+from medtrain_plugins.brain.data.combined import ArrayDataset
+from medtrain_plugins.brain.evaluation.metrics import (
     ClassificationMetrics,
     ReconstructionMetrics,
     RegressionMetrics,

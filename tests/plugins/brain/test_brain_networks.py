@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from medtrain.errors import ConfigError
-from medtrain_plugins.brain.networks import Conv5FC3, build_network
+from medtrain_plugins.brain.model.networks import Conv5FC3, build_network
 
 VIT = {"hidden_size": 48, "mlp_dim": 64, "num_layers": 2, "num_heads": 4}
 SMALL_UNET = {"channels": [4, 8, 16], "strides": [2, 2]}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from medtrain.errors import UsageError
+from medtrain_plugins.brain.model.saliency import Request, attribute, explain, find_layer
 from medtrain_plugins.brain.options import BrainOptions
-from medtrain_plugins.brain.saliency import Request, attribute, explain, find_layer
 from medtrain_plugins.brain.tasks import build_model
 
 SHAPE = [1, 12, 10, 8]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from medtrain.errors import DataError, UsageError
-from medtrain_plugins.brain import commands
-from medtrain_plugins.brain.dataset import BidsDataset
+from medtrain_plugins.brain.commands import data as commands
+from medtrain_plugins.brain.data.dataset import BidsDataset
 from medtrain_plugins.brain.synth import draw_participants, synthesize
 
 SIZE = 16

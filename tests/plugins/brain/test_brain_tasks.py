@@ -8,7 +8,7 @@ from medtrain.config import Layers
 from medtrain.data import Data, split_groups
 from medtrain.errors import ConfigError, DataError
 from medtrain_plugins.brain import Brain
-from medtrain_plugins.brain.losses import ClassLoss, ReconstructionLoss, RegressionLoss, SegmentationLoss
+from medtrain_plugins.brain.model.losses import ClassLoss, ReconstructionLoss, RegressionLoss, SegmentationLoss
 from medtrain_plugins.brain.options import BrainOptions
 from medtrain_plugins.brain.tasks import build_loss, build_metrics, build_model, learn, settle
 from torch.nn import functional

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from medtrain.errors import ConfigError, DataError
-from medtrain_plugins.brain.transforms import BatchAugmentation, Pipeline, TransformOptions
+from medtrain_plugins.brain.data.transforms import BatchAugmentation, Pipeline, TransformOptions
 
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGE = torch.rand(1, 8, 9, 10, generator=GENERATOR)

@@ -10,7 +10,15 @@ import nibabel
 import numpy as np
 import pytest
 from medtrain.errors import DataError
-from medtrain_plugins.brain.volumes import orient, read_dicom, read_header, read_stored, read_volume, same_place, scale
+from medtrain_plugins.brain.data.volumes import (
+    orient,
+    read_dicom,
+    read_header,
+    read_stored,
+    read_volume,
+    same_place,
+    scale,
+)
 from pydicom.data import get_testdata_file
 
 BUNDLED = Path(nibabel.__file__).parent / "tests" / "data"

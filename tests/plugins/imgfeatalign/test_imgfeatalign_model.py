@@ -11,7 +11,7 @@ import pytest
 import torch
 from medtrain.errors import DataError
 from medtrain_plugins.imgfeatalign.model import ImgFeatAlign, RiskModel
-from medtrain_plugins.mammography.losses import MultiHeadBCE
+from medtrain_plugins.mammography.model.losses import MultiHeadBCE
 from torch.nn import functional as F
 from torch.testing import assert_close
 

@@ -12,8 +12,8 @@ from medtrain.config import Layers, RunConfig
 from medtrain.errors import ConfigError
 from medtrain_plugins.imgfeatalign import ImgFeatAlignPlugin
 from medtrain_plugins.imgfeatalign.model import ImgFeatAlign
-from medtrain_plugins.mammography.backbone import mirai_backbone
-from medtrain_plugins.mammography.registration import MammoRegNet
+from medtrain_plugins.mammography.model.backbone import mirai_backbone
+from medtrain_plugins.mammography.model.registration import MammoRegNet
 
 
 def configured(**options: Any) -> RunConfig:

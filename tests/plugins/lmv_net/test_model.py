@@ -152,7 +152,7 @@ def test_pairs_are_registered_in_turn_and_each_with_its_own(model, batch, monkey
     network = model.longitudinal_feat_processor.mammo_reg_net
     hook = network.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     for pixels, expected in ((96 * 64 - 1, [1, 1, 1, 1]), (3 * 96 * 64, [3, 1])):
-        monkeypatch.setattr("medtrain_plugins.mammography.risk_model.PIXELS_AT_ONCE", pixels)
+        monkeypatch.setattr("medtrain_plugins.mammography.model.risk_model.PIXELS_AT_ONCE", pixels)
         found = predict(model, batch)
         assert sizes == expected
         sizes.clear()

@@ -13,9 +13,9 @@ from medtrain_plugins.mammo_reg_net.losses import RegistrationLoss
 from medtrain_plugins.mammo_reg_net.metrics import ncc, ncc_before, negative_jacobian
 from medtrain_plugins.mammo_reg_net.model import PairRegistration
 from medtrain_plugins.mammo_reg_net.plots import overlay_figure
-from medtrain_plugins.mammography.images import read_image
-from medtrain_plugins.mammography.phantom import Shape, Tissue, breast
-from medtrain_plugins.mammography.registration import MammoRegNet, spatial_transform
+from medtrain_plugins.mammography.cohort.images import read_image
+from medtrain_plugins.mammography.model.registration import MammoRegNet, spatial_transform
+from medtrain_plugins.mammography.synthetic.phantom import Shape, Tissue, breast
 from PIL import Image
 from torch import Tensor
 

@@ -10,16 +10,16 @@ import pandas as pd
 import pytest
 import torch
 from medtrain import Trainer, build_model
-from medtrain.build import weights_file
 from medtrain.config import Layers
 from medtrain.plugins import Plugins
+from medtrain.weights.weights_file import weights_file
 from medtrain_plugins.mammo_reg_net.losses import RegistrationLoss
 from medtrain_plugins.mammo_reg_net.metrics import displacement, ncc, negative_jacobian, registration_metrics
 from medtrain_plugins.mammo_reg_net.model import PairRegistration
 from medtrain_plugins.mammo_reg_net.plots import checkerboard, gain_figure, red_cyan
-from medtrain_plugins.mammography import registration_losses
-from medtrain_plugins.mammography.registration import MammoRegNet, spatial_transform
-from medtrain_plugins.mammography.snapshots import load_registration
+from medtrain_plugins.mammography.model import registration_losses
+from medtrain_plugins.mammography.model.registration import MammoRegNet, spatial_transform
+from medtrain_plugins.mammography.weights.snapshots import load_registration
 from torch.testing import assert_close
 
 
@@ -112,7 +112,7 @@ def test_overlay_and_checkerboard_show_both_images() -> None:
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from medtrain_plugins.mammography.synth import synthesize
+    from medtrain_plugins.mammography.synthetic.synth import synthesize
 
     folder = tmp_path_factory.mktemp("cohorts") / "cohort"
     synthesize(folder, patients=6, seed=3, image_size=(32, 32), workers=1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from medtrain.errors import ConfigError, DataError
-from medtrain_plugins.mammography.augmentation import ExamAugmentation
+from medtrain_plugins.mammography.cohort.augmentation import ExamAugmentation
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 LMV_KEYS = ("current_image_cc", "current_image_mlo", "previous_image_cc", "previous_image_mlo")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from medtrain_plugins.mammography.backbone import mirai_backbone
+from medtrain_plugins.mammography.model.backbone import mirai_backbone
 from torch.testing import assert_close
 
 

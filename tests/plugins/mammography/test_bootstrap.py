@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from medtrain_plugins.mammography import bootstrap as module
-from medtrain_plugins.mammography.bootstrap import bootstrap, percentile_summary, replicate_counts
-from medtrain_plugins.mammography.survival import (
+from medtrain_plugins.mammography.evaluation import bootstrap as module
+from medtrain_plugins.mammography.evaluation.bootstrap import bootstrap, percentile_summary, replicate_counts
+from medtrain_plugins.mammography.evaluation.survival import (
     Array,
     KaplanMeier,
     c_index_reference,

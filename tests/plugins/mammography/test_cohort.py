@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from cohort_files import CohortFiles, noise
 from medtrain.errors import ConfigError, DataError
-from medtrain_plugins.mammography import layouts, strata
-from medtrain_plugins.mammography.cohort import read_cohort
+from medtrain_plugins.mammography.cohort import layouts
+from medtrain_plugins.mammography.cohort.cohort import read_cohort
+from medtrain_plugins.mammography.evaluation import strata
 
 FIRST = "101_L_CC_2015-08-03_1.png"
 

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from medtrain.compare import ComparedRuns, FinishedRun, compare_runs, write_comparison
 from medtrain.errors import DataError
 from medtrain.statistics import delong
-from medtrain_plugins.mammography.bootstrap import bootstrap, percentile_summary
-from medtrain_plugins.mammography.compare import compare_risks
-from medtrain_plugins.mammography.metrics import RiskMetrics
-from medtrain_plugins.mammography.survival import (
+from medtrain_plugins.mammography.evaluation.bootstrap import bootstrap, percentile_summary
+from medtrain_plugins.mammography.evaluation.compare import compare_risks
+from medtrain_plugins.mammography.evaluation.metrics import RiskMetrics
+from medtrain_plugins.mammography.evaluation.survival import (
     Array,
     KaplanMeier,
     c_index_reference,
@@ -25,6 +24,8 @@ from medtrain_plugins.mammography.survival import (
     uno_c_index,
     yearly_auc,
 )
+from medtrain_plugins.results.compare import ComparedRuns, compare_runs, write_comparison
+from medtrain_plugins.results.evaluations import FinishedRun
 
 Rows = dict[str, Any]
 
@@ -290,9 +291,10 @@ def test_through_the_runs_of_a_trainer(tmp_path: Path) -> None:
 def write_run(folder: Path, rows: Rows) -> None:
     """A run directory as LMV-Net leaves it, as far as a comparison reads it."""
     from medtrain.config import Layers
-    from medtrain.maps import Maps, write_json
     from medtrain.plugins import Plugins
-    from medtrain.report import predictions
+    from medtrain.rundir.directory import Maps
+    from medtrain.rundir.evaluation_files import predictions
+    from medtrain.rundir.files import write_json
 
     layers = Layers()
     layers.add({"run": {"plugins": ["lmv_net"]}}, "test")

@@ -7,11 +7,11 @@ import pytest
 import torch
 from cohort_files import noise
 from medtrain.errors import DataError
-from medtrain_plugins.mammography.cohort import read_cohort
-from medtrain_plugins.mammography.dataset import ExamDataset, read_folder
-from medtrain_plugins.mammography.exams import lmv_pairs
-from medtrain_plugins.mammography.images import read_image
-from medtrain_plugins.mammography.samples import BREAST_PAIRS, EXAMS, VIEW_PAIRS, exam_visits
+from medtrain_plugins.mammography.cohort.cohort import read_cohort
+from medtrain_plugins.mammography.cohort.dataset import ExamDataset, read_folder
+from medtrain_plugins.mammography.cohort.exams import lmv_pairs
+from medtrain_plugins.mammography.cohort.images import read_image
+from medtrain_plugins.mammography.cohort.samples import BREAST_PAIRS, EXAMS, VIEW_PAIRS, exam_visits
 from torch.utils.data import DataLoader
 
 IMAGES = ["current_image_cc", "current_image_mlo", "previous_image_cc", "previous_image_mlo"]

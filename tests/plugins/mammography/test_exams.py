@@ -5,8 +5,15 @@ from pathlib import Path
 import pytest
 from cohort_files import noise
 from medtrain.errors import DataError
-from medtrain_plugins.mammography.cohort import read_cohort
-from medtrain_plugins.mammography.exams import breasts, complete_exams, lmv_pairs, view_pairs, visits, without_repeats
+from medtrain_plugins.mammography.cohort.cohort import read_cohort
+from medtrain_plugins.mammography.cohort.exams import (
+    breasts,
+    complete_exams,
+    lmv_pairs,
+    view_pairs,
+    visits,
+    without_repeats,
+)
 
 
 def test_pairs_of_embed(embed):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from cohort_files import noise
 from medtrain.errors import DataError
-from medtrain_plugins.mammography.images import chest_wall_right, read_header, read_image, read_pixels
+from medtrain_plugins.mammography.cohort.images import chest_wall_right, read_header, read_image, read_pixels
 from PIL import Image
 
 

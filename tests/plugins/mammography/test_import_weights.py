@@ -13,8 +13,8 @@ import pytest
 import torch
 from medtrain.errors import CheckpointError
 from medtrain_cli.main import main
-from medtrain_plugins.mammography.import_weights import import_risk_weights
-from medtrain_plugins.mammography.snapshots import load_backbone
+from medtrain_plugins.mammography.weights.import_weights import import_risk_weights
+from medtrain_plugins.mammography.weights.snapshots import load_backbone
 from mirai_files import WRAPPINGS, encoder_of, foreign_names, in_old_form, in_zip, text, transformer_of
 from safetensors import safe_open
 from torch import nn

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from medtrain.errors import DataError
-from medtrain_plugins.mammography.labels import clean_followup, clean_ttc, label_problems, survival_targets
+from medtrain_plugins.mammography.cohort.labels import clean_followup, clean_ttc, label_problems, survival_targets
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "survival.json").read_text())
 ROWS = GOLDEN["survival_targets"]["outputs"]["rows"]

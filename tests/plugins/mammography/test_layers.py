@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from medtrain_plugins.mammography.layers import (
+from medtrain_plugins.mammography.model.layers import (
     ContinuousPosEncoding,
     CumulativeProbabilityLayer,
     feature_displacement,
     resize_flow,
     warp,
 )
-from medtrain_plugins.mammography.registration import spatial_transform
+from medtrain_plugins.mammography.model.registration import spatial_transform
 from torch.nn import functional as F
 from torch.testing import assert_close
 

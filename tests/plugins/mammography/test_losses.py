@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from medtrain.errors import ConfigError
-from medtrain_plugins.mammography.losses import MultiHeadBCE, masked_bce
+from medtrain_plugins.mammography.model.losses import MultiHeadBCE, masked_bce
 from torch import Tensor
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "survival.json").read_text())

@@ -12,12 +12,12 @@ import pytest
 from click.testing import CliRunner
 from dicom_files import breast, coded, mammogram, save
 from medtrain.errors import DataError, UsageError
-from medtrain_plugins.mammography.cohort import read_cohort
-from medtrain_plugins.mammography.commands import prepare as command
-from medtrain_plugins.mammography.images import read_pixels
-from medtrain_plugins.mammography.layouts import EMBED_NAME
-from medtrain_plugins.mammography.prepare import Settings, prepare
-from medtrain_plugins.mammography.preprocess import model_image
+from medtrain_plugins.mammography.cohort.cohort import read_cohort
+from medtrain_plugins.mammography.cohort.images import read_pixels
+from medtrain_plugins.mammography.cohort.layouts import EMBED_NAME
+from medtrain_plugins.mammography.commands.data import prepare as command
+from medtrain_plugins.mammography.preparation.prepare import Settings, prepare
+from medtrain_plugins.mammography.preparation.preprocess import model_image
 from pydicom import dcmread
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
 

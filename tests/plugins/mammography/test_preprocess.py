@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicom_files import breast, mammogram
-from medtrain_plugins.mammography.preprocess import (
+from medtrain_plugins.mammography.preparation.preprocess import (
     fit,
     grey_values,
     largest_contour,

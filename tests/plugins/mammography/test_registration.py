@@ -7,14 +7,9 @@ from typing import Any
 import pytest
 import torch
 from medtrain.errors import DataError
-from medtrain_plugins.mammography import registration_losses as losses
-from medtrain_plugins.mammography.registration import (
-    AffineHead,
-    MammoRegNet,
-    affine_transform,
-    upsample_flow,
-)
-from medtrain_plugins.mammography.swin import SwinBlock, SwinStage, WindowAttention, shift_mask
+from medtrain_plugins.mammography.model import registration_losses as losses
+from medtrain_plugins.mammography.model.registration import AffineHead, MammoRegNet, affine_transform, upsample_flow
+from medtrain_plugins.mammography.model.swin import SwinBlock, SwinStage, WindowAttention, shift_mask
 from torch.testing import assert_close
 
 EXACT: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-8}

@@ -8,9 +8,9 @@ import zipfile
 import pytest
 import torch
 from medtrain.errors import CheckpointError
-from medtrain_plugins.mammography.backbone import mirai_backbone
-from medtrain_plugins.mammography.registration import MammoRegNet
-from medtrain_plugins.mammography.snapshots import load_backbone, load_registration
+from medtrain_plugins.mammography.model.backbone import mirai_backbone
+from medtrain_plugins.mammography.model.registration import MammoRegNet
+from medtrain_plugins.mammography.weights.snapshots import load_backbone, load_registration
 from mirai_files import WRAPPINGS, encoder_of, foreign_names
 from safetensors.torch import save_file
 from torch import nn

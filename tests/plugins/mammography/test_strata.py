@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from medtrain.metrics import Rows
-from medtrain_plugins.mammography.layouts import RACES
-from medtrain_plugins.mammography.strata import (
+from medtrain.protocols.metric import Rows
+from medtrain_plugins.mammography.cohort.layouts import RACES
+from medtrain_plugins.mammography.evaluation.strata import (
     CSAW_CANCER_TYPES,
     exam_rows,
     group_report,
@@ -14,7 +14,7 @@ from medtrain_plugins.mammography.strata import (
     select,
     strata_report,
 )
-from medtrain_plugins.mammography.survival import c_index_td, yearly_auc
+from medtrain_plugins.mammography.evaluation.survival import c_index_td, yearly_auc
 
 G = np.ones(5)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from medtrain.errors import DataError
-from medtrain.metrics import Undefined
-from medtrain_plugins.mammography.survival import (
+from medtrain.protocols.metric import Undefined
+from medtrain_plugins.mammography.evaluation.survival import (
     Array,
     KaplanMeier,
     c_index_reference,

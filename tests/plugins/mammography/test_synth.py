@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from medtrain.errors import UsageError
-from medtrain_plugins.mammography.cohort import Cohort, read_cohort
-from medtrain_plugins.mammography.exams import lmv_pairs
-from medtrain_plugins.mammography.images import read_pixels
-from medtrain_plugins.mammography.labels import survival_targets
-from medtrain_plugins.mammography.layouts import EMBED_NAME
-from medtrain_plugins.mammography.synth import MAX_YEARS, Settings, Woman, draw_women, synthesize
+from medtrain_plugins.mammography.cohort.cohort import Cohort, read_cohort
+from medtrain_plugins.mammography.cohort.exams import lmv_pairs
+from medtrain_plugins.mammography.cohort.images import read_pixels
+from medtrain_plugins.mammography.cohort.labels import survival_targets
+from medtrain_plugins.mammography.cohort.layouts import EMBED_NAME
+from medtrain_plugins.mammography.synthetic.synth import MAX_YEARS, Settings, Woman, draw_women, synthesize
 from scipy import ndimage, stats
 from sklearn.metrics import roc_auc_score
 

@@ -7,9 +7,9 @@ from typing import get_args
 import pytest
 from click.testing import CliRunner
 from medtrain.errors import UsageError
-from medtrain_plugins.mammography.cohort import read_cohort
-from medtrain_plugins.mammography.commands import synth
-from medtrain_plugins.mammography.synth import Signal
+from medtrain_plugins.mammography.cohort.cohort import read_cohort
+from medtrain_plugins.mammography.commands.data import synth
+from medtrain_plugins.mammography.synthetic.synth import Signal
 
 SMALL = ["--patients", "4", "--height", "32", "--width", "24", "--workers", "1"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from medtrain.errors import ConfigError, DataError
-from medtrain_plugins.mammography.survival import KaplanMeier, c_index_td, yearly_auc
+from medtrain_plugins.mammography.evaluation.survival import KaplanMeier, c_index_td, yearly_auc
 from medtrain_plugins.mirai.calibration import Calibration, fit, known_outcomes, log_loss
 from medtrain_plugins.mirai.model import MiraiModel
 from sklearn.linear_model import LogisticRegression

@@ -11,7 +11,7 @@ import pytest
 import torch
 from medtrain import build_model
 from medtrain.errors import ConfigError, DataError
-from medtrain_plugins.mammography.losses import MultiHeadBCE
+from medtrain_plugins.mammography.model.losses import MultiHeadBCE
 from medtrain_plugins.mirai.losses import RiskAndFactorsLoss, known_factor_entropy
 from medtrain_plugins.mirai.model import AllImageTransformer, GlobalAvgPool, GlobalMaxPool, MiraiModel
 from medtrain_plugins.mirai.risk_factors import OFFSETS, RISK_FACTORS

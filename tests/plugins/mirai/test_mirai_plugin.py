@@ -15,8 +15,8 @@ from medtrain import Trainer, build_model
 from medtrain.config import Layers
 from medtrain.errors import ConfigError, DataError, UsageError
 from medtrain.plugins import Plugins
-from medtrain_plugins.mammography.cohort import read_cohort
-from medtrain_plugins.mammography.dataset import ExamDataset
+from medtrain_plugins.mammography.cohort.cohort import read_cohort
+from medtrain_plugins.mammography.cohort.dataset import ExamDataset
 from medtrain_plugins.mirai.calibration import Calibration
 from medtrain_plugins.mirai.commands import calibrate
 from medtrain_plugins.mirai.samples import exam_samples

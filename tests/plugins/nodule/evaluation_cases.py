@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from medtrain_plugins.nodule.evaluation.tables import Findings
+from medtrain_plugins.nodule.annotations.tables import Findings
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "nodule_evaluation.json").read_text())["cases"]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from medtrain_plugins.nodule.heads import DetectorOutput
+from medtrain_plugins.nodule.inference.predict import DetectedScan, find_nodules, open_scan
+from medtrain_plugins.nodule.model.heads import DetectorOutput
 from medtrain_plugins.nodule.options import PivotOptions
-from medtrain_plugins.nodule.predict import DetectedScan, find_nodules, open_scan
 from scan_files import chest, write_dicom, write_itk, write_nifti
 from torch import Tensor, nn
 

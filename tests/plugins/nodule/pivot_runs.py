@@ -9,7 +9,7 @@ from typing import Any
 from medtrain.config import Layers, RunConfig
 from medtrain_plugins.nodule import Pivot
 from medtrain_plugins.nodule.options import PivotOptions
-from medtrain_plugins.nodule.synth import demo_manifest
+from medtrain_plugins.nodule.synthetic.synth import demo_manifest
 
 # Two scans of a patient each in validation and test, five to train on.
 SCANS, SHAPE, SPACING = 9, (32, 48, 48), (2.5, 2.5, 2.5)

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from medtrain_plugins.nodule.augmentation import AugmentationOptions, Change, draw_change
-from medtrain_plugins.nodule.patches import cut
+from medtrain_plugins.nodule.data.augmentation import AugmentationOptions, Change, draw_change
+from medtrain_plugins.nodule.data.patches import cut
 from pydantic import ValidationError
 
 SIZE = (32, 40, 40)

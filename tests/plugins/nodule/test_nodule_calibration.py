@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from evaluation_cases import GOLDEN
 from medtrain.errors import ConfigError, DataError
-from medtrain_plugins.nodule.evaluation.calibration import Calibration, fit, log_loss, logit, sigmoid
+from medtrain_plugins.common.platt import sigmoid
+from medtrain_plugins.nodule.inference.calibration import Calibration, fit, log_loss, logit
 
 METHODS = ("temperature", "platt", "isotonic")
 

@@ -13,7 +13,7 @@ from medtrain import RunConfig
 from medtrain.config import Layers
 from medtrain.errors import ConfigError
 from medtrain_cli.main import cli
-from medtrain_plugins.nodule.guide_config import Imported, import_guide, merge, merge_stages, read_yaml
+from medtrain_plugins.nodule.commands.pivot_guide import Imported, import_guide, merge, merge_stages, read_yaml
 from medtrain_plugins.nodule.options import PivotOptions
 from medtrain_plugins.tracking.options import TensorBoardOptions, WandBOptions
 
@@ -184,7 +184,7 @@ def test_device_blocks() -> None:
 def test_transfer_freezes_the_encoder_of_the_network_that_is_built() -> None:
     from fnmatch import fnmatchcase
 
-    from medtrain_plugins.nodule.registry import build_detector
+    from medtrain_plugins.nodule.model.build import build_detector
 
     config, _ = block("pretrained")
     assert config.transfer.checkpoint == Path("checkpoints/pretrained_unet.pth")

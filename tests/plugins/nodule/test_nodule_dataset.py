@@ -10,12 +10,12 @@ import pytest
 import torch
 from medtrain.data import Loader
 from medtrain.errors import DataError
-from medtrain_plugins.nodule.augmentation import AugmentationOptions
-from medtrain_plugins.nodule.dataset import OPEN_SCANS, GridPatches, NodulePatches, NoduleScans
-from medtrain_plugins.nodule.intensity import Intensity
-from medtrain_plugins.nodule.manifest import ManifestRow, read_manifest
-from medtrain_plugins.nodule.patches import AIR, Sampling, cut
-from medtrain_plugins.nodule.synth import demo_manifest
+from medtrain_plugins.nodule.data.augmentation import AugmentationOptions
+from medtrain_plugins.nodule.data.dataset import OPEN_SCANS, GridPatches, NodulePatches, NoduleScans
+from medtrain_plugins.nodule.data.patches import AIR, Sampling, cut
+from medtrain_plugins.nodule.scans.intensity import Intensity
+from medtrain_plugins.nodule.scans.manifest import ManifestRow, read_manifest
+from medtrain_plugins.nodule.synthetic.synth import demo_manifest
 
 SIZE = (32, 32, 32)
 INTENSITY = Intensity()

@@ -12,11 +12,11 @@ import pytest
 import torch
 from medtrain import Trainer
 from medtrain.errors import DataError
-from medtrain.metrics import Evaluation
-from medtrain_plugins.nodule.detection import metrics_of, search
-from medtrain_plugins.nodule.heads import DetectorModel, DetectorOutput
-from medtrain_plugins.nodule.manifest import read_manifest
-from medtrain_plugins.nodule.training_data import build_data
+from medtrain.protocols.metric import Evaluation
+from medtrain_plugins.nodule.data.groups import build_data
+from medtrain_plugins.nodule.evaluation.whole_scans import metrics_of, search
+from medtrain_plugins.nodule.model.heads import DetectorModel, DetectorOutput
+from medtrain_plugins.nodule.scans.manifest import read_manifest
 from pivot_runs import config_of, make_manifest, options_of
 from torch import nn
 

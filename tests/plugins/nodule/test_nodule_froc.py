@@ -9,11 +9,11 @@ import froc_oracle
 import numpy as np
 import pytest
 from evaluation_cases import GOLDEN, as_tuples, names, one_scan, submission
+from medtrain_plugins.nodule.annotations.tables import Findings
 from medtrain_plugins.nodule.evaluation.bootstrap import bootstrap_sensitivities, interval
 from medtrain_plugins.nodule.evaluation.evaluate import Settings, evaluate_detections
 from medtrain_plugins.nodule.evaluation.froc import RATES, Marks, froc, interpolate, mean_sensitivity
 from medtrain_plugins.nodule.evaluation.matching import match_fixed_radius, match_luna16
-from medtrain_plugins.nodule.evaluation.tables import Findings
 
 ONCE = Settings(replicates=0)
 

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 from medtrain.errors import ConfigError, DataError
-from medtrain_plugins.nodule import inference
-from medtrain_plugins.nodule.evaluation.calibration import Calibration
-from medtrain_plugins.nodule.heads import DetectorModel, DetectorOutput
-from medtrain_plugins.nodule.inference import (
+from medtrain_plugins.nodule.inference import sliding_window as inference
+from medtrain_plugins.nodule.inference.calibration import Calibration
+from medtrain_plugins.nodule.inference.sliding_window import (
     Blender,
     compute_maps,
     detect,
@@ -24,7 +23,8 @@ from medtrain_plugins.nodule.inference import (
     window_weights,
 )
 from medtrain_plugins.nodule.inference_options import InferenceOptions
-from medtrain_plugins.nodule.registry import build_detector
+from medtrain_plugins.nodule.model.build import build_detector
+from medtrain_plugins.nodule.model.heads import DetectorModel, DetectorOutput
 from torch import Tensor, nn
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "nodule_inference.json"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from medtrain.errors import ConfigError
-from medtrain_plugins.nodule.intensity import Intensity
+from medtrain_plugins.nodule.scans.intensity import Intensity
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "nodule_data.json").read_text())
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from medtrain.errors import DataError
-from medtrain_plugins.nodule.lidc import cluster_marks, consensus, mark_centres, read_lidc
-from medtrain_plugins.nodule.volume import Volume, read_volume
+from medtrain_plugins.nodule.annotations.lidc import cluster_marks, consensus, mark_centres, read_lidc
+from medtrain_plugins.nodule.scans.volume import Volume, read_volume
 from scan_files import write_dicom
 
 SERIES = "1.2.3"
@@ -127,7 +127,7 @@ def test_holes_and_outlines_without_inside(tmp_path: Path, scan: Volume) -> None
 def test_one_reader_has_one_mark_in_a_nodule() -> None:
     reading = FOUR[0]
     assert reading
-    from medtrain_plugins.nodule.lidc import Mark
+    from medtrain_plugins.nodule.annotations.lidc import Mark
 
     marks = [Mark("nodule", reader, str(i), ()) for i, reader in enumerate("aabb")]
     centres = np.array([[0.0, 0, 0], [2, 0, 0], [0.5, 0, 0], [2.2, 0, 0]])

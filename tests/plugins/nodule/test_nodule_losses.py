@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from medtrain.errors import ConfigError, DataError
-from medtrain_plugins.nodule import losses
-from medtrain_plugins.nodule.mining import HardNegatives
-from medtrain_plugins.nodule.multi_task import MapLoss, NoduleLoss
-from medtrain_plugins.nodule.targets import make_targets
+from medtrain_plugins.nodule.data.targets import make_targets
+from medtrain_plugins.nodule.model import losses
+from medtrain_plugins.nodule.model.detector_loss import MapLoss, NoduleLoss
+from medtrain_plugins.nodule.model.mining import HardNegatives
 from nodule_golden import CASES, close, tensor
 from torch import Tensor
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from medtrain_plugins.nodule.losses import focal
-from medtrain_plugins.nodule.mining import HardNegatives
+from medtrain_plugins.nodule.model.losses import focal
+from medtrain_plugins.nodule.model.mining import HardNegatives
 from nodule_golden import CASES, close, tensor
 
 MEANS = [name for name in CASES["ohem"] if name.startswith(("focal", "soft", "grad"))]

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from medtrain.errors import CheckpointError, ConfigError, DataError
-from medtrain.model import unwrap
-from medtrain_plugins.nodule.detector import ResidualBlock
-from medtrain_plugins.nodule.heads import TASKS, DetectorModel, DetectorOutput
-from medtrain_plugins.nodule.multi_task import MapLoss, NoduleLoss
-from medtrain_plugins.nodule.networks import ReferenceUNet, import_reference_state
-from medtrain_plugins.nodule.registry import build_detector
-from medtrain_plugins.nodule.targets import make_targets
+from medtrain.protocols.model import unwrap
+from medtrain_plugins.nodule.data.targets import make_targets
+from medtrain_plugins.nodule.model.build import build_detector
+from medtrain_plugins.nodule.model.detector import ResidualBlock
+from medtrain_plugins.nodule.model.detector_loss import MapLoss, NoduleLoss
+from medtrain_plugins.nodule.model.heads import TASKS, DetectorModel, DetectorOutput
+from medtrain_plugins.nodule.model.networks import ReferenceUNet, import_reference_state
 from nodule_golden import CASES
 from torch import nn
 

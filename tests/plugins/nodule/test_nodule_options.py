@@ -9,11 +9,18 @@ import numpy as np
 import pytest
 import torch
 from medtrain.errors import ConfigError
-from medtrain.metrics import Rows, Undefined
-from medtrain_plugins.nodule.detection import COLUMNS, NUMBERS, SUMS, DetectionMetric, evaluate_rows, metrics_of
+from medtrain.protocols.metric import Rows, Undefined
+from medtrain_plugins.nodule.data.targets import make_targets
+from medtrain_plugins.nodule.evaluation.whole_scans import (
+    COLUMNS,
+    NUMBERS,
+    SUMS,
+    DetectionMetric,
+    evaluate_rows,
+    metrics_of,
+)
+from medtrain_plugins.nodule.model.from_options import build_loss, build_model
 from medtrain_plugins.nodule.options import EvaluationOptions, PivotOptions
-from medtrain_plugins.nodule.parts import build_loss, build_model
-from medtrain_plugins.nodule.targets import make_targets
 from pivot_runs import merged, options_of
 from pydantic import ValidationError
 from torch import nn

@@ -12,11 +12,11 @@ import pytest
 import SimpleITK as sitk
 from found_scans import Toy, found_in, scan_in
 from medtrain.errors import MedtrainError
-from medtrain_plugins.nodule.outputs import DetectionsDocument, json_schema, summarize, write_detections
-from medtrain_plugins.nodule.peaks import Candidate
-from medtrain_plugins.nodule.predict import DetectedScan, Finding
-from medtrain_plugins.nodule.properties import sphere_box
-from medtrain_plugins.nodule.volume import read_volume
+from medtrain_plugins.nodule.annotations.properties import sphere_box
+from medtrain_plugins.nodule.inference.detections import DetectionsDocument, json_schema, summarize, write_detections
+from medtrain_plugins.nodule.inference.peaks import Candidate
+from medtrain_plugins.nodule.inference.predict import DetectedScan, Finding
+from medtrain_plugins.nodule.scans.volume import read_volume
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "nodule_inference.json"
 

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from medtrain.errors import ConfigError
-from medtrain_plugins.nodule.evaluation.tables import Findings
-from medtrain_plugins.nodule.manifest import ManifestRow, Nodule
-from medtrain_plugins.nodule.patches import (
+from medtrain_plugins.nodule.annotations.tables import Findings
+from medtrain_plugins.nodule.data.patches import (
     AIR,
     Sampling,
     ScanPoints,
@@ -23,6 +22,7 @@ from medtrain_plugins.nodule.patches import (
     patch_start,
     positive_chances,
 )
+from medtrain_plugins.nodule.scans.manifest import ManifestRow, Nodule
 
 CASES = json.loads((Path(__file__).parents[2] / "golden" / "nodule_patches.json").read_text())
 

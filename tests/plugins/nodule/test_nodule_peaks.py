@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from medtrain_plugins.nodule.peaks import Candidate, decode, find_peaks, suppress
-from medtrain_plugins.nodule.targets import make_targets
+from medtrain_plugins.nodule.data.targets import make_targets
+from medtrain_plugins.nodule.inference.peaks import Candidate, decode, find_peaks, suppress
 from nodule_golden import CASES
 
 

@@ -14,11 +14,9 @@ from medtrain import Run, RunConfig, Trainer, build_model
 from medtrain.errors import ConfigError, DataError, UsageError
 from medtrain_cli.main import cli
 from medtrain_cli.options import Request as Asked
-from medtrain_plugins.nodule.evaluation.calibration import Calibration
-from medtrain_plugins.nodule.evaluation.tables import read_findings
-from medtrain_plugins.nodule.heads import DetectorOutput
-from medtrain_plugins.nodule.options import PivotOptions
-from medtrain_plugins.nodule.predict import (
+from medtrain_plugins.nodule.annotations.tables import read_findings
+from medtrain_plugins.nodule.inference.calibration import Calibration
+from medtrain_plugins.nodule.inference.predict import (
     DetectedScan,
     Request,
     autocast_type,
@@ -27,7 +25,9 @@ from medtrain_plugins.nodule.predict import (
     open_scan,
     predict,
 )
-from medtrain_plugins.nodule.resampling import resample
+from medtrain_plugins.nodule.model.heads import DetectorOutput
+from medtrain_plugins.nodule.options import PivotOptions
+from medtrain_plugins.nodule.scans.resampling import resample
 from scan_files import chest, write_dicom, write_itk
 from torch import Tensor, nn
 
@@ -96,7 +96,7 @@ def test_without_a_segmentation_nothing_is_measured(tmp_path: Path) -> None:
 
 
 def test_a_part_belongs_to_the_most_suspicious_candidate() -> None:
-    from medtrain_plugins.nodule.peaks import Candidate
+    from medtrain_plugins.nodule.inference.peaks import Candidate
 
     mask = np.zeros((20, 20, 20))
     mask[5:9, 5:9, 5:9] = 1

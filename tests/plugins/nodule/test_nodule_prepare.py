@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from medtrain.errors import DataError, UsageError
-from medtrain_plugins.nodule.io_commands import prepare as prepare_command
-from medtrain_plugins.nodule.io_commands import show as show_command
-from medtrain_plugins.nodule.lungs import lung_mask
-from medtrain_plugins.nodule.manifest import read_manifest
-from medtrain_plugins.nodule.prepare import Settings, prepare
-from medtrain_plugins.nodule.volume import read_volume
+from medtrain_plugins.nodule.commands.data import prepare as prepare_command
+from medtrain_plugins.nodule.commands.data import show as show_command
+from medtrain_plugins.nodule.preparation.prepare import Settings, prepare
+from medtrain_plugins.nodule.scans.lungs import lung_mask
+from medtrain_plugins.nodule.scans.manifest import read_manifest
+from medtrain_plugins.nodule.scans.volume import read_volume
 from scan_files import chest, rotation, write_dicom, write_itk, write_nifti
 
 SHAPE, SPACING = (36, 44, 48), (2.0, 2.0, 2.5)

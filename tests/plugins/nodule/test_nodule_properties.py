@@ -6,13 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from medtrain_plugins.nodule.properties import (
-    box_iou,
-    half_open,
-    measure_nodule,
-    sphere_box,
-    sphere_volume,
-)
+from medtrain_plugins.nodule.annotations.properties import box_iou, half_open, measure_nodule, sphere_box, sphere_volume
 from nodule_golden import CASES
 
 

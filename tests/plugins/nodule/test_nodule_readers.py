@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from medtrain.errors import DataError
-from medtrain_plugins.nodule.volume import read_geometry, read_volume
+from medtrain_plugins.nodule.scans.volume import read_geometry, read_volume
 from scan_files import phantom, rotation, texts, write_dicom, write_itk, write_multiframe, write_nifti
 
 SPACING, ORIGIN = (0.7, 0.65, 2.5), (-171.2, 133.05, -298.3875)

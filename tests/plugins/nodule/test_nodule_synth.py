@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from medtrain.errors import UsageError
-from medtrain_plugins.nodule.evaluation.tables import read_findings, read_series
-from medtrain_plugins.nodule.luna16 import read_characteristics
-from medtrain_plugins.nodule.manifest import read_manifest
-from medtrain_plugins.nodule.phantom import DIAMETERS_MM, make_phantom
-from medtrain_plugins.nodule.synth import demo_manifest, make_scans, synthesize
-from medtrain_plugins.nodule.synth_command import synth
-from medtrain_plugins.nodule.volume import read_volume
+from medtrain_plugins.nodule.annotations.luna16 import read_characteristics
+from medtrain_plugins.nodule.annotations.tables import read_findings, read_series
+from medtrain_plugins.nodule.commands.synth import synth
+from medtrain_plugins.nodule.scans.manifest import read_manifest
+from medtrain_plugins.nodule.scans.volume import read_volume
+from medtrain_plugins.nodule.synthetic.phantom import DIAMETERS_MM, make_phantom
+from medtrain_plugins.nodule.synthetic.synth import demo_manifest, make_scans, synthesize
 
 SMALL = {"shape": (40, 56, 60), "spacing": (3.0, 2.0, 2.0)}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from medtrain.errors import DataError
+from medtrain_plugins.nodule.annotations.tables import Findings, read_findings, read_series
 from medtrain_plugins.nodule.evaluation.evaluate import Settings, evaluate_detections
-from medtrain_plugins.nodule.evaluation.tables import Findings, read_findings, read_series
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "luna16"
 HEADER = "seriesuid,coordX,coordY,coordZ,probability"

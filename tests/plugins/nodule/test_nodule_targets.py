@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from medtrain_plugins.nodule.targets import make_heatmap, make_targets, output_shape, sigma_of, to_input, to_output
+from medtrain_plugins.nodule.data.targets import make_heatmap, make_targets, output_shape, sigma_of, to_input, to_output
 from nodule_golden import CASES
 
 

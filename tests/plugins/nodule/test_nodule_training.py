@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 import torch
 from medtrain import Run, Trainer, hookimpl
-from medtrain.build import make_loader, split_data
-from medtrain.checkpoint import load_model_file
+from medtrain.assemble import split_data
 from medtrain.config import Layers
 from medtrain.data import Data
 from medtrain.errors import ConfigError, DataError
-from medtrain.maps import Maps
 from medtrain.plugins import Plugins
-from medtrain_plugins.nodule.manifest import read_manifest, write_manifest
-from medtrain_plugins.nodule.synth import synthesize
-from medtrain_plugins.nodule.training_data import SCAN, build_data, choose_starts, find_groups, sampling_of
+from medtrain.rundir.checkpoint import load_model_file
+from medtrain.rundir.directory import Maps
+from medtrain.training.loaders import make_loader
+from medtrain_plugins.nodule.data.groups import SCAN, build_data, choose_starts, find_groups, sampling_of
+from medtrain_plugins.nodule.scans.manifest import read_manifest, write_manifest
+from medtrain_plugins.nodule.synthetic.synth import synthesize
 from pivot_runs import SCANS, config_of, make_manifest
 
 

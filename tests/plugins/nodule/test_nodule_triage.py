@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from medtrain.errors import DataError
-from medtrain_plugins.nodule.triage import risk_group, score_nodule, score_of, summarize_triage
+from medtrain_plugins.nodule.annotations.triage import risk_group, score_nodule, score_of, summarize_triage
 from nodule_golden import CASES
 
 CORRECTED = {name: case for name, case in CASES["triage_score"].items() if case["corrected"]}

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from medtrain_plugins.sign.container import Clip
-from medtrain_plugins.sign.landmarks import ANCHORS, GROUPS
+from medtrain_plugins.sign.data.container import Clip
+from medtrain_plugins.sign.data.landmarks import ANCHORS, GROUPS
 
 
 def frames(length: int, seed: int = 0, adjusted: bool = True) -> Any:

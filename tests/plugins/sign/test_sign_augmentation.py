@@ -9,10 +9,10 @@ import pytest
 import torch
 from keypoint_files import frames, lose
 from medtrain.data import Loader
-from medtrain_plugins.sign.augmentation import ClipAugmentation, mirror, mirror_where, move_
-from medtrain_plugins.sign.container import Clip
-from medtrain_plugins.sign.dataset import collate
-from medtrain_plugins.sign.landmarks import ANCHORS, FACE, GROUPS, MIRROR, normalisation_of
+from medtrain_plugins.sign.data.augmentation import ClipAugmentation, mirror, mirror_where, move_
+from medtrain_plugins.sign.data.container import Clip
+from medtrain_plugins.sign.data.dataset import collate
+from medtrain_plugins.sign.data.landmarks import ANCHORS, FACE, GROUPS, MIRROR, normalisation_of
 
 
 @pytest.mark.parametrize("adjusted", [True, False])
@@ -89,7 +89,7 @@ def drawn(augmentation: ClipAugmentation, count: int) -> dict[str, torch.Tensor]
 
 
 def test_nothing_chosen_is_the_evaluated_clip() -> None:
-    from medtrain_plugins.sign.sampling import positions, sample
+    from medtrain_plugins.sign.data.sampling import positions, sample
 
     batch = batch_of()
     augmentation = ClipAugmentation(20, jitter=0, flip_p=0, affine_p=0)

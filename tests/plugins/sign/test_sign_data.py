@@ -13,9 +13,9 @@ import pytest
 from keypoint_files import clips, frames, write_mmap, write_npz
 from medtrain.errors import ConfigError, DataError
 from medtrain_plugins.sign import KArSL
-from medtrain_plugins.sign.container import Clip
-from medtrain_plugins.sign.dataset import collate
-from medtrain_plugins.sign.labels import read_labels
+from medtrain_plugins.sign.data.container import Clip
+from medtrain_plugins.sign.data.dataset import collate
+from medtrain_plugins.sign.data.labels import read_labels
 from medtrain_plugins.sign.options import parse_signs
 
 REAL_LABELS = Path("/work/shared/data/karsl/KARSL-502_Labels.json")

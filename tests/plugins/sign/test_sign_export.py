@@ -15,12 +15,13 @@ import torch
 from medtrain import Data, Trainer, build_model
 from medtrain.config import Layers
 from medtrain.errors import DataError, ExportError
-from medtrain.export import Check, export_model
 from medtrain.plugins import Plugins
-from medtrain.weights import about, write
-from medtrain_plugins.sign import export
-from medtrain_plugins.sign.model import SignTransformer
-from medtrain_plugins.sign.synth import synthesize
+from medtrain.protocols.weights import Check
+from medtrain.weights.reading import about, write
+from medtrain_plugins.results.export import export_model
+from medtrain_plugins.sign.data.synth import synthesize
+from medtrain_plugins.sign.model import export
+from medtrain_plugins.sign.model.model import SignTransformer
 from safetensors.torch import load_file
 
 SIGNS = [3, 5, 6, 9]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from medtrain.errors import ConfigError, DataError, UsageError
-from medtrain_plugins.sign.extract import (
+from medtrain_plugins.sign.data.extract import (
     MediaPipeDetector,
     extract,
     extractor,
@@ -17,9 +17,9 @@ from medtrain_plugins.sign.extract import (
     frame_of,
     model_files,
 )
-from medtrain_plugins.sign.formats import open_clips
-from medtrain_plugins.sign.landmarks import FACE, POSE, adjust
-from medtrain_plugins.sign.prepare import Wanted, store
+from medtrain_plugins.sign.data.formats import open_clips
+from medtrain_plugins.sign.data.landmarks import FACE, POSE, adjust
+from medtrain_plugins.sign.data.prepare import Wanted, store
 from PIL import Image
 
 

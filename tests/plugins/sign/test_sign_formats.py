@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner
 from keypoint_files import clips, frames, write_mmap, write_npz
 from medtrain.errors import DataError, UsageError
-from medtrain_plugins.sign.commands import prepare
-from medtrain_plugins.sign.container import Clip, write_container
-from medtrain_plugins.sign.formats import NpzFrames, find_layout, loose_clips, open_clips, read_lengths
+from medtrain_plugins.sign.commands.data import prepare
+from medtrain_plugins.sign.data.container import Clip, write_container
+from medtrain_plugins.sign.data.formats import NpzFrames, find_layout, loose_clips, open_clips, read_lengths
 
 
 def write_own(folder: Path, made: Any) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from keypoint_files import frames, lose
-from medtrain_plugins.sign.landmarks import ANCHORS, FACE, GROUPS, MIRROR, adjust, normalisation_of
+from medtrain_plugins.sign.data.landmarks import ANCHORS, FACE, GROUPS, MIRROR, adjust, normalisation_of
 
 REAL_MAP = Path("/work/shared/data/karsl/face_mesh_symmetry_map.npy")
 

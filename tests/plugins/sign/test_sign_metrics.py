@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from medtrain.metrics import Undefined
-from medtrain_plugins.sign.loss import ClassLoss
-from medtrain_plugins.sign.metrics import SignMetrics, confusion_matrix, per_class
+from medtrain.protocols.metric import Undefined
+from medtrain_plugins.sign.evaluation.metrics import SignMetrics, confusion_matrix, per_class
+from medtrain_plugins.sign.model.loss import ClassLoss
 from sklearn.metrics import f1_score, precision_recall_fscore_support, top_k_accuracy_score
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from medtrain.errors import CheckpointError, ConfigError, DataError
-from medtrain_plugins.sign.model import SignTransformer
+from medtrain_plugins.sign.model.model import SignTransformer
 from medtrain_plugins.sign.options import parse_size
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "sign.json").read_text())

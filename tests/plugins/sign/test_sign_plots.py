@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from medtrain.report import Section, make_folder, write_page
-from medtrain_plugins.sign import plots
-from medtrain_plugins.sign.signs import Sign
-from medtrain_plugins.sign.synth import synthesize
+from medtrain.protocols.report import Section
+from medtrain_plugins.results.report import make_folder, write_page
+from medtrain_plugins.sign.data.signs import Sign
+from medtrain_plugins.sign.data.synth import synthesize
+from medtrain_plugins.sign.evaluation import plots
 from PIL import Image
 from sklearn.metrics import classification_report
 

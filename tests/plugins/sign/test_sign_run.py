@@ -18,10 +18,10 @@ import torch
 from keypoint_files import clips, frames, write_npz
 from medtrain import Trainer
 from medtrain.errors import DataError
-from medtrain.maps import Maps
+from medtrain.rundir.directory import Maps
 from medtrain.testing import assert_conforms
-from medtrain_plugins.sign.metrics import SignMetrics
-from medtrain_plugins.sign.synth import synthesize
+from medtrain_plugins.sign.data.synth import synthesize
+from medtrain_plugins.sign.evaluation.metrics import SignMetrics
 from safetensors.torch import load_file
 
 Make = Callable[..., Trainer]

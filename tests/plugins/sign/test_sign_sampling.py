@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from keypoint_files import frames, lose
-from medtrain_plugins.sign.augmentation import ClipAugmentation
-from medtrain_plugins.sign.sampling import positions, sample
+from medtrain_plugins.sign.data.augmentation import ClipAugmentation
+from medtrain_plugins.sign.data.sampling import positions, sample
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "sign.json").read_text())["sampling"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from medtrain.errors import UsageError
-from medtrain_plugins.sign.formats import open_clips
-from medtrain_plugins.sign.landmarks import present
-from medtrain_plugins.sign.synth import synthesize
+from medtrain_plugins.sign.data.formats import open_clips
+from medtrain_plugins.sign.data.landmarks import present
+from medtrain_plugins.sign.data.synth import synthesize
 
 
 def test_clips_are_as_published_ones(tmp_path: Path) -> None:

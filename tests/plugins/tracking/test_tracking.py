@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from medtrain import Trainer, hookimpl
-from medtrain.checkpoint import load_model_file
 from medtrain.config import Layers
 from medtrain.errors import ConfigError
 from medtrain.plugins import Plugins
+from medtrain.rundir.checkpoint import load_model_file
 from medtrain_plugins.tracking import TensorBoard, WandB
 
 WANDB = "medtrain_plugins.tracking:WandB"

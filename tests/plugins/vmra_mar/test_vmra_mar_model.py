@@ -9,7 +9,7 @@ import pytest
 import torch
 from medtrain import build_model
 from medtrain.errors import ConfigError, DataError
-from medtrain_plugins.mammography.losses import MultiHeadBCE
+from medtrain_plugins.mammography.model.losses import MultiHeadBCE
 from medtrain_plugins.vmra_mar.model import VMRAMaR
 from torch.nn import functional as F
 from torch.testing import assert_close

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .froc import RATES, Convention, Marks, resampled_sensitivities
+from medtrain_plugins.nodule.evaluation.froc import RATES, Convention, Marks, resampled_sensitivities
 
 Array = npt.NDArray[Any]
 

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .matching import Matching, Outcome
-from .tables import Findings
+from medtrain_plugins.nodule.annotations.tables import Findings
+from medtrain_plugins.nodule.evaluation.matching import Matching, Outcome
 
 Array = npt.NDArray[Any]
 Convention = Literal["luna16", "fixed_radius"]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .tables import Findings
+from medtrain_plugins.nodule.annotations.tables import Findings
 
 Array = npt.NDArray[Any]
 

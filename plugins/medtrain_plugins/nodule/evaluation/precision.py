@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .froc import Marks
-from .matching import UNMEASURED_RADIUS, Matching, Outcome
-from .tables import Findings
+from medtrain_plugins.nodule.annotations.tables import Findings
+from medtrain_plugins.nodule.evaluation.froc import Marks
+from medtrain_plugins.nodule.evaluation.matching import UNMEASURED_RADIUS, Matching, Outcome
 
 Array = npt.NDArray[Any]
 

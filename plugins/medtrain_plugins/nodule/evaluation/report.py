@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from medtrain.report import Section
+from medtrain.protocols import Section
 
-from .evaluate import NoduleEvaluation
-from .froc import RATES
-from .matching import Outcome
+from medtrain_plugins.nodule.evaluation.evaluate import NoduleEvaluation
+from medtrain_plugins.nodule.evaluation.froc import RATES
+from medtrain_plugins.nodule.evaluation.matching import Outcome
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,8 +55,8 @@ def write_evaluation(folder: Path, evaluation: NoduleEvaluation, title: str) -> 
 
     Raises UsageError when the folder cannot be written.
     """
-    from medtrain.maps import write_json
-    from medtrain.report import REPORT, make_folder, write_page
+    from medtrain import make_folder, write_page
+    from medtrain.rundir import REPORT, write_json
 
     make_folder(folder)
     write_json(folder / DOCUMENT, evaluation.document())

@@ -1,0 +1,57 @@
+"""What is passed around between the core, its plugins and a user's own code."""
+
+from __future__ import annotations
+
+from medtrain.protocols.comparison import Comparison, Difference, Score, Unit
+from medtrain.protocols.dataset import (
+    GROUPS,
+    Augmentation,
+    Data,
+    Dataset,
+    classes_of,
+    evaluation_of,
+    participants_of,
+    sample_ids_of,
+)
+from medtrain.protocols.loss import Term, Terms, as_terms
+from medtrain.protocols.metric import Array, BatchMetric, Evaluation, Metric, Rows, Undefined, compute_all
+from medtrain.protocols.model import SupervisedModel, TensorModel, evaluation_mode, load_state, move_batch
+from medtrain.protocols.report import Section
+from medtrain.protocols.schedule import Plan, Schedule
+from medtrain.protocols.weights import Check, State, Weights
+
+__all__ = [
+    "GROUPS",
+    "Array",
+    "Augmentation",
+    "BatchMetric",
+    "Check",
+    "Comparison",
+    "Data",
+    "Dataset",
+    "Difference",
+    "Evaluation",
+    "Metric",
+    "Plan",
+    "Rows",
+    "Schedule",
+    "Score",
+    "Section",
+    "State",
+    "SupervisedModel",
+    "TensorModel",
+    "Term",
+    "Terms",
+    "Undefined",
+    "Unit",
+    "Weights",
+    "as_terms",
+    "classes_of",
+    "compute_all",
+    "evaluation_mode",
+    "evaluation_of",
+    "load_state",
+    "move_batch",
+    "participants_of",
+    "sample_ids_of",
+]

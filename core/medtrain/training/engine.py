@@ -1,0 +1,64 @@
+"""Everything a step needs, assembled once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from medtrain.protocols.dataset import Augmentation
+from medtrain.protocols.metric import Metric
+from medtrain.protocols.model import move_batch
+from medtrain.run import Run
+from medtrain.runtime.determinism import StepSeeder
+from medtrain.runtime.distributed import World
+
+
+@dataclass
+class Engine:
+    """Everything a step needs, assembled once. `model` may be under DDP; `plain` is the same without.
+
+    skip_after: leave out steps that are not finite, up to so many in a row (`skipped`); None: none is looked at.
+    """
+
+    model: nn.Module
+    plain: nn.Module
+    loss: Callable[..., Any]
+    optimizer: Any
+    schedule: Any
+    world: World
+    seeder: StepSeeder
+    augmentation: Augmentation | None = None
+    metrics: list[Metric] = field(default_factory=list)
+    amp: torch.dtype | None = None
+    scaler: torch.amp.GradScaler | None = None
+    ema: torch.optim.swa_utils.AveragedModel | None = None
+    memory_format: torch.memory_format | None = None
+    accumulation_steps: int = 1
+    clip_grad_value: float | None = None
+    clip_grad_norm: float | None = None
+    clip_norm_type: float = 2.0
+    skip_after: int | None = None
+    skipped: int = 0
+    on_step_end: list[Callable[[Run], None]] = field(default_factory=list)
+    stages: Any = None
+    transfer: Any = None
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.amp is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.world.device.type, dtype=self.amp)
+
+    def move(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if self.world.device.type == "cpu" and self.memory_format is None:
+            return batch
+        moved: dict[str, Any] = move_batch(batch, self.world.device, self.memory_format)
+        return moved
+
+    def for_evaluation(self) -> nn.Module:
+        """The weights that count: their moving average when there is one."""
+        return self.plain if self.ema is None else self.ema.module

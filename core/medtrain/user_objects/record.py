@@ -1,0 +1,104 @@
+"""What a run directory records of a training's inputs besides its configuration, and how they come back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from medtrain import hookspecs
+from medtrain.config.layers import Layers, read_toml
+from medtrain.config.sections import RunConfig
+from medtrain.data.split import Split
+from medtrain.errors import UsageError, first_lines
+from medtrain.protocols.dataset import Data
+from medtrain.user_objects import recipe
+
+logger = logging.getLogger(__name__)
+
+
+def read_config(path: Path, plugins: Sequence[Any], assignments: Sequence[str], options: dict[str, Any]) -> RunConfig:
+    """A recorded configuration with `key=value` changes."""
+    text, values = read_toml(path)
+    layers = Layers()
+    layers.add(values, str(path), text)
+    names = [name for name in plugins if isinstance(name, str)]
+    for assignment in assignments:
+        layers.add_assignment(assignment, names)
+    return layers.build(options)
+
+
+def refuse_other_settings(path: Path, asked: str, sections: Sequence[str] | None = None) -> None:
+    """UsageError when a recorded configuration is another than this one; sections: all, or only those."""
+    if not path.is_file():
+        return
+    recorded, wanted = _flat(read_toml(path)[1]), _flat(tomli.loads(asked))
+    changed = [key for key in sorted({*recorded, *wanted}) if recorded.get(key) != wanted.get(key)]
+    if sections is not None:
+        changed = [key for key in changed if key.partition(".")[0] in sections]
+    if changed:
+        told = [f"{key} = {recorded.get(key)} there, {wanted.get(key)} here" for key in changed]
+        raise UsageError(
+            f"{path.parent}: the folder already holds a run with another configuration; give another --out\n"
+            f"{first_lines(told)}"
+        )
+
+
+def _flat(values: dict[str, Any], at: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{at}{name}.") if isinstance(value, dict) else {f"{at}{name}": value}
+    return flat
+
+
+def is_kept(callback: Any) -> bool:
+    """Whether a callback belongs to the run; a progress display does not."""
+    return not getattr(callback, "transient", False)
+
+
+def is_plugin(kind: type) -> bool:
+    """Whether instances have hook methods, or change the configuration."""
+    return hasattr(kind, "configure") or any(hasattr(kind, hook) for hook in hookspecs.ALL)
+
+
+def rebuild_plugins(recorded: Sequence[Any], what: str) -> list[Any]:
+    """Plugins or callbacks given as objects; those that could not be recorded are told and left out."""
+    found = []
+    for item in recorded:
+        if "unwritable" in item:
+            logger.warning("going on without one of the %s (%s); give it again to have it", what, item["unwritable"])
+        else:
+            found.append(recipe.rebuild(item, is_plugin, what))
+    return found
+
+
+def describe_data(data: Data | Split) -> dict[str, Any]:
+    """Data given in Python, as the run directory keeps them: a recipe, or the reason why there is none."""
+    named = {"whole": data.whole, **data.groups()} if isinstance(data, Data) else data.groups
+    feeding = data.feeding if isinstance(data, Split) else {}
+    try:
+        return {
+            "kind": "split" if isinstance(data, Split) else "data",
+            "groups": {name: recipe.recipe(dataset) for name, dataset in named.items() if dataset is not None},
+            "collate": recipe.recipe(data.collate),
+            "about": data.about,
+            "feeding": feeding,
+        }
+    except recipe.Unwritable as error:
+        return {"unwritable": str(error)}
+
+
+def rebuild_data(recorded: dict[str, Any], index: int) -> Data | Split:
+    """The data behind such a record. UsageError: they have to be given again."""
+    if "unwritable" in recorded:
+        raise UsageError(f"the data of this split are not recorded ({recorded['unwritable']}); give them as split=")
+    groups = {
+        name: recipe.rebuild(dataset, recipe.is_dataset, "dataset") for name, dataset in recorded["groups"].items()
+    }
+    collate = recipe.function(recorded["collate"], "collate function")
+    if recorded["kind"] == "data":
+        return Data(**groups, collate=collate, about=recorded["about"])
+    return Split(groups, collate, recorded["about"], index, recorded["feeding"])

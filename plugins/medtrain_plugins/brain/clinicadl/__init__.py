@@ -1,0 +1,1 @@
+"""Runs and settings of ClinicaDL, taken over."""

@@ -1,0 +1,1 @@
+"""From BIDS and CAPS folders to samples."""

@@ -1,0 +1,172 @@
+"""Parts of a volume: patches on a grid, slices, regions; each part becomes a sample that knows where it lies."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from medtrain.config import SectionModel
+from medtrain.errors import ConfigError, DataError
+from pydantic import Field, field_validator, model_validator
+
+from medtrain_plugins.brain.data.volumes import read_volume
+
+Triple = tuple[int, int, int]
+Array = npt.NDArray[Any]
+
+
+class ExtractionOptions(SectionModel):
+    """What of a volume is a sample."""
+
+    kind: Literal["image", "patch", "slice", "roi"] = Field("image", description="whole image, or which part of it")
+    size: Triple | None = Field(None, description="patch: voxels along each axis; one number for all")
+    overlap: Triple = Field((0, 0, 0), description="patch: voxels that neighbours share along each axis")
+    padding: Literal["none", "constant", "edge", "reflect"] = Field(
+        "constant", description="patch: what lies beyond the border; none: the last patch of an axis is moved inside"
+    )
+    padding_value: float = Field(0.0, description="patch: value of constant padding")
+    direction: Literal[0, 1, 2] = Field(2, description="slice: the axis that slices are perpendicular to")
+    slices: list[int] = Field([], description="slice: only these; default: all")
+    discarded: list[int] = Field([], description="slice: all but these")
+    borders: tuple[int, int] = Field((0, 0), description="slice: how many are left out at both ends of the axis")
+    squeeze: bool = Field(True, description="slice: samples of two dimensions, without the axis of length 1")
+    boxes: dict[str, tuple[int, int, int, int, int, int]] = Field(
+        {}, description="roi: first voxel and end (exclusive) along each axis, by name: [i0, i1, j0, j1, k0, k1]"
+    )
+    mask: str = Field("", description="roi: NIfTI file; the box around each of its labels is a region")
+    margin: int = Field(0, ge=0, description="roi: voxels added around the boxes of a mask")
+
+    @field_validator("size", "overlap", mode="before")
+    @classmethod
+    def _for_all_axes(cls, value: Any) -> Any:
+        return (value,) * 3 if isinstance(value, int) else value
+
+    @field_validator("borders", mode="before")
+    @classmethod
+    def _for_both_ends(cls, value: Any) -> Any:
+        return (value, value) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _complete(self) -> ExtractionOptions:
+        if self.kind == "patch":
+            if self.size is None or min(self.size) < 1:
+                raise ValueError("patches need a size of at least 1 voxel, such as size = 32")
+            if any(not 0 <= shared < length for shared, length in zip(self.overlap, self.size, strict=True)):
+                raise ValueError(f"the overlap {self.overlap} must be smaller than the size {self.size} of a patch")
+        if self.kind == "roi" and bool(self.boxes) == bool(self.mask):
+            raise ValueError("regions are given either by boxes or by a mask")
+        return self
+
+
+class Place(NamedTuple):
+    """A part of a volume: voxels `start` to `stop` (exclusive) of its axes; with padding, beyond its border."""
+
+    name: str
+    start: Triple
+    stop: Triple
+
+
+def find_places(options: ExtractionOptions, shape: Triple) -> list[Place]:
+    """The parts of a volume of this shape, in the order of their numbers; none for whole images.
+
+    Raises ConfigError for options that leave nothing, DataError for an image too small for them.
+    """
+    if options.kind == "patch":
+        return _patches(options, shape)
+    if options.kind == "slice":
+        return _slices(options, shape)
+    if options.kind == "roi":
+        return _regions(options, shape)
+    return []
+
+
+def _patches(options: ExtractionOptions, shape: Triple) -> list[Place]:
+    assert options.size is not None
+    starts = []
+    for length, size, shared in zip(shape, options.size, options.overlap, strict=True):
+        step = size - shared
+        count = max(1, math.ceil((length - shared) / step))
+        first = [step * number for number in range(count)]
+        if options.padding == "none":
+            if size > length:
+                raise DataError(f"an image of {shape} voxels is smaller than a patch of {options.size}; allow padding")
+            first[-1] = length - size
+        starts.append(first)
+    places = []
+    for number, start in enumerate(itertools.product(*starts)):
+        stop = [first + size for first, size in zip(start, options.size, strict=True)]
+        places.append(Place(f"patch-{number:04d}", _triple(start), _triple(stop)))
+    return places
+
+
+def _slices(options: ExtractionOptions, shape: Triple) -> list[Place]:
+    length = shape[options.direction]
+    before, after = options.borders
+    wanted = options.slices or range(before, length - after)
+    if beyond := [number for number in wanted if not 0 <= number < length]:
+        raise DataError(f"there is no slice {beyond[0]} along axis {options.direction} of {length} voxels")
+    kept = [number for number in wanted if number not in set(options.discarded)]
+    if not kept:
+        raise ConfigError(f"extraction: no slice is left of {length} along axis {options.direction}")
+    places = []
+    for number in kept:
+        start, stop = [0, 0, 0], list(shape)
+        start[options.direction], stop[options.direction] = number, number + 1
+        places.append(Place(f"slice-{number:04d}", _triple(start), _triple(stop)))
+    return places
+
+
+def _regions(options: ExtractionOptions, shape: Triple) -> list[Place]:
+    boxes = {name: (box[::2], box[1::2]) for name, box in options.boxes.items()}
+    if options.mask:
+        boxes = _boxes_of_mask(options.mask, options.margin, shape)
+    places = []
+    for name, (start, stop) in sorted(boxes.items()):
+        if any(not 0 <= a < b <= length for a, b, length in zip(start, stop, shape, strict=True)):
+            raise DataError(f"the region {name!r} from {start} to {stop} does not lie in an image of {shape} voxels")
+        places.append(Place(f"roi-{name}", _triple(start), _triple(stop)))
+    return places
+
+
+def _boxes_of_mask(path: str, margin: int, shape: Triple) -> dict[str, Any]:
+    labels = read_volume(path).array
+    if labels.shape != shape:
+        raise DataError(f"{path}: the mask has {labels.shape} voxels, the images have {shape}")
+    boxes = {}
+    for label in np.unique(labels[labels != 0]):
+        inside = np.nonzero(labels == label)
+        start = tuple(max(0, int(axis.min()) - margin) for axis in inside)
+        stop = tuple(min(length, int(axis.max()) + 1 + margin) for axis, length in zip(inside, shape, strict=True))
+        boxes[f"{label:g}"] = (start, stop)
+    if not boxes:
+        raise DataError(f"{path}: the mask is empty, it names no region")
+    return boxes
+
+
+def _triple(values: Any) -> Triple:
+    i, j, k = map(int, values)
+    return i, j, k
+
+
+def cut(volume: Array, place: Place, options: ExtractionOptions, *, labels: bool = False) -> Array:
+    """The part (C, d, h, w) of a volume (C, D, H, W); slices lose their axis of length 1 when options say so.
+
+    A view where nothing is padded. labels: a mask, padded with 0 where an image is padded with `padding_value`.
+    """
+    inner, beyond = [slice(None)], [(0, 0)]
+    for start, stop, length in zip(place.start, place.stop, volume.shape[1:], strict=True):
+        inner.append(slice(max(start, 0), min(stop, length)))
+        beyond.append((max(-start, 0), max(stop - length, 0)))
+    part = volume[tuple(inner)]
+    if any(map(any, beyond)):
+        if options.padding == "constant":
+            part = np.pad(part, beyond, constant_values=0 if labels else np.asarray(options.padding_value, part.dtype))
+        else:
+            mode: Any = options.padding
+            part = np.pad(part, beyond, mode=mode)
+    if options.kind == "slice" and options.squeeze:
+        part = part.squeeze(1 + options.direction)
+    return part

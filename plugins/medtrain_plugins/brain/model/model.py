@@ -1,0 +1,70 @@
+"""The model of a run: a network, the unit its results have, and how whole images go through it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from medtrain import TensorModel
+from torch import Tensor, nn
+
+from medtrain_plugins.brain.model.inference import Inference
+
+# What the result of a task is called in the outputs.
+OUTPUTS = {
+    "classification": "logits",
+    "regression": "prediction",
+    "segmentation": "logits",
+    "reconstruction": "reconstruction",
+}
+DENSE = ("segmentation", "reconstruction")
+TINY = 1e-6  # spread of a blank image
+
+
+class VolumeModel(TensorModel):
+    """`image` (B, C, *size) float32 -> `logits` (B, classes), `prediction` (B,), `logits` (B, labels, *size) or
+    `reconstruction` (B, C, *size), by task.
+
+    In training the network sees the batch as it is; in evaluation the way of `inference`. Checkpoints hold the plain
+    network's weights. scale: mean and spread of a regression's target, in which the network learns it. standardize:
+    give the network every channel of what it sees (image, window, slice) with mean 0 and spread 1.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        task: str,
+        inference: Inference,
+        scale: Sequence[float] = (0.0, 1.0),
+        standardize: bool = False,
+    ) -> None:
+        super().__init__(network, "image", OUTPUTS[task])
+        self.task, self.inference, self.scale, self.standardize = task, inference, list(scale), standardize
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
+        image = batch["image"]
+        if not self.training:
+            result = self.inference(self.network, image)
+        elif self.inference.options.slice_axis is not None and image.dim() == 5:
+            result = self.inference.by_slices(self.network, image)
+        else:
+            result = self.network(image)
+        if self.task == "regression":
+            mean, spread = self.scale
+            result = result[:, 0] * spread + mean
+        return {self.output: result}
+
+    def network(self, image: Tensor) -> Tensor:
+        """What the network makes of images that it sees at once; a reconstruction is in the image's own unit."""
+        seen, mean, spread = self.standardized(image)
+        result: Tensor = self.module(seen)
+        return result * spread + mean if self.task == "reconstruction" else result
+
+    def standardized(self, image: Tensor) -> tuple[Tensor, Tensor | float, Tensor | float]:
+        """What the network itself is given, and the mean and spread that were taken out (0 and 1 for none)."""
+        if not self.standardize:
+            return image, 0.0, 1.0
+        spread, mean = torch.std_mean(image, dim=tuple(range(2, image.dim())), keepdim=True, correction=0)
+        spread = spread.clamp(min=TINY)
+        return (image - mean) / spread, mean, spread

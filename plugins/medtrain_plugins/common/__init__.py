@@ -1,0 +1,1 @@
+"""A family room for all: ONNX files and calibration."""

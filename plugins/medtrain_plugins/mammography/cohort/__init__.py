@@ -1,0 +1,1 @@
+"""From cohort tables to samples."""

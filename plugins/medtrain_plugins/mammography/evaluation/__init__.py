@@ -1,0 +1,1 @@
+"""Metrics, strata and plots of risk models."""

@@ -1,0 +1,1 @@
+"""From DICOM archives to prepared images."""

@@ -1,0 +1,1 @@
+"""Nodules as tables and XML describe them."""

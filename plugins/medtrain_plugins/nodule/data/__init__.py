@@ -1,0 +1,1 @@
+"""Training samples: patches, targets, augmentation."""

@@ -1,0 +1,1 @@
+"""The detector: networks, heads, losses."""

@@ -1,0 +1,1 @@
+"""Scans as volumes: reading, resampling, intensities."""

@@ -1,0 +1,124 @@
+"""Scans in a folder: single files, and the DICOM series of each folder, by their headers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from medtrain.errors import DataError, UsageError
+
+from medtrain_plugins.nodule.annotations.luna16 import subset_of
+from medtrain_plugins.nodule.scans.volume import Volume, read_geometry, read_volume, series_of_name
+
+SINGLE = (".mhd", ".mha", ".nrrd", ".nhdr", ".nii", ".nii.gz")
+# What lies beside scans and is none: voxels of .mhd and .nhdr, tables, readings, pictures, texts.
+BESIDE = (
+    ".raw",
+    ".zraw",
+    ".gz",
+    ".csv",
+    ".tsv",
+    ".xml",
+    ".json",
+    ".txt",
+    ".md",
+    ".png",
+    ".jpg",
+    ".pdf",
+    ".npy",
+    ".npz",
+)
+Run = Callable[[Callable[[Any], Any], list[Any]], Iterable[Any]]
+Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
+
+
+class Source(NamedTuple):
+    """A scan to read: its label relative to the folder searched, its series, and the files of it."""
+
+    label: str
+    series: str
+    files: tuple[Path, ...]
+    dicom: bool
+    subset: int | None
+
+    def read(self, *, force: bool = False, pixels: bool = True) -> Volume:
+        """The volume. Raises DataError."""
+        if self.dicom:
+            from medtrain_plugins.imaging.dicom import read_series
+
+            return read_series(self.files, force=force, pixels=pixels, where=self.label)
+        return read_volume(self.files[0]) if pixels else read_geometry(self.files[0])
+
+
+class LeftOut(NamedTuple):
+    """What is not taken: where it is, the kind of reason, and the reason."""
+
+    source: str
+    kind: str
+    reason: str
+
+
+def find_sources(
+    folder: Path, *, modality: str = "CT", force: bool = False, run: Run | None = None, watch: Watch | None = None
+) -> tuple[list[Source], list[LeftOut]]:
+    """The scans in a folder and the folders in it, by label, and what is not taken.
+
+    modality: of the DICOM series to take. force: read files that lack the mark of DICOM as well. run: maps a function
+    over items, for many processes. Raises UsageError when the folder is not there.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; name the folder of the scans with --source")
+    sources: list[Source] = []
+    folders: list[tuple[Path, Path, list[Path], str, bool]] = []
+    for path, names, files in os.walk(folder):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        possible: list[Path] = []
+        for name in sorted(files):
+            file = Path(path, name)
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(SINGLE):
+                label = str(file.relative_to(folder))
+                sources.append(Source(label, series_of_name(file), (file,), False, subset_of(file)))
+            elif not name.lower().endswith(BESIDE):
+                possible.append(file)
+        if possible:
+            folders.append((folder, Path(path), possible, modality, force))
+    left_out: list[LeftOut] = []
+    results = (run or map)(_find_dicom, folders)
+    for found, others in watch(results, len(folders), "Headers") if watch else results:
+        sources += found
+        left_out += others
+    taken: dict[str, Source] = {}
+    for source in sorted(sources):
+        if source.series in taken:
+            same = f"is of series {source.series}, as {taken[source.series].label} is"
+            left_out.append(LeftOut(source.label, "duplicate", same))
+        else:
+            taken[source.series] = source
+    return list(taken.values()), left_out
+
+
+def _find_dicom(task: tuple[Path, Path, list[Path], str, bool]) -> tuple[list[Source], list[LeftOut]]:
+    from medtrain_plugins.imaging.dicom import group_series
+
+    root, folder, files, modality, force = task
+    label = str(folder.relative_to(root))
+    try:
+        found, others = group_series(files, force=force)
+    except DataError as error:
+        return [], [LeftOut(label, "unreadable", str(error))]
+    left_out = [
+        LeftOut(str(file.relative_to(root)), "no image" if reason.startswith("no image") else "unusable file", reason)
+        for file, reason in others
+    ]
+    sources = []
+    for uid, series in found.items():
+        where = label if len(found) == 1 else f"{label} ({uid})"
+        if series.modality and series.modality != modality:
+            left_out.append(LeftOut(where, "other modality", f"series {uid} is {series.modality}, not {modality}"))
+        else:
+            sources.append(Source(where, uid, tuple(series.paths or ()), True, subset_of(folder / "file")))
+    return sources, left_out

@@ -1,0 +1,1 @@
+"""What comes after a training: evaluations, comparisons, reports, exports."""

@@ -1,0 +1,1 @@
+"""Commands that work on trained runs and on weights."""

@@ -1,0 +1,1 @@
+"""From clips of landmarks to samples."""

@@ -1,0 +1,73 @@
+"""Frames in files that are mapped, not read: a clip is a slice, a batch is copied once, where it is used.
+
+A loader process does not send the frames of its batch to the training process, which would cost more than all else it
+does. It looks at them, which brings them into memory, and sends where they are; the batch is put together from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from medtrain_plugins.sign.data.landmarks import FEATURES, Frames
+
+
+class MappedArray(NamedTuple):
+    """An array of frames in a file: shape (N, 184, 4), from byte `offset` on. changed: the file's time, in ns."""
+
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    changed: int
+
+
+class Place(NamedTuple):
+    """Frames `start` to `stop` of an array."""
+
+    array: MappedArray
+    start: int
+    stop: int
+
+
+def describe(path: Path, dtype: Any, shape: tuple[int, ...], offset: int = 0) -> MappedArray:
+    """The array in a file as it is now."""
+    return MappedArray(str(path), np.dtype(dtype).str, shape, offset, path.stat().st_mtime_ns)
+
+
+@lru_cache(16)
+def mapped(array: MappedArray) -> Frames:
+    """The array, mapped once in each process."""
+    return np.asarray(np.memmap(array.path, array.dtype, "r", array.offset, array.shape))
+
+
+def frames_at(place: Place) -> Frames:
+    """A view of frames in the file."""
+    return mapped(place.array)[place.start : place.stop]
+
+
+def pack(clips: Sequence[Frames]) -> torch.Tensor:
+    """Clips end to end, (sum of lengths, 736) float32."""
+    packed = torch.empty(sum(map(len, clips)), FEATURES)
+    if len(packed):
+        np.concatenate(clips, out=packed.numpy().reshape(-1, *clips[0].shape[1:]), casting="same_kind")
+    return packed
+
+
+class Elsewhere:
+    """Clips in mapped files; what arrives in another process is `pack` of them."""
+
+    def __init__(self, places: list[Place]) -> None:
+        self.places = places
+
+    def __reduce__(self) -> Any:
+        return _pack_places, (self.places,)
+
+
+def _pack_places(places: list[Place]) -> torch.Tensor:
+    return pack([frames_at(place) for place in places])

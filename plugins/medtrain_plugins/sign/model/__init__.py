@@ -1,0 +1,1 @@
+"""Network, loss, prediction and export of the sign model."""

@@ -1,0 +1,1 @@
+"""What medtrain does when no plugin answers."""

@@ -1,0 +1,1 @@
+"""Splits of data: who is in which group."""
