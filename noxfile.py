@@ -55,19 +55,21 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, formatting, and who may import whom."""
+    """Style, formatting, who may import whom, and how large a piece may be."""
     python = prepare(session)
     session.run(python, "-m", "ruff", "check", ".", external=True)
     session.run(python, "-m", "ruff", "format", "--check", ".", external=True)
+    session.run(python, "-m", "house", "--report", env={"PYTHONPATH": "tools"}, external=True)
     contracts = "from importlinter.cli import lint_imports_command; lint_imports_command()"
     session.run(python, "-c", contracts, external=True)
 
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy: strict on the core, annotated code everywhere else."""
+    """mypy: strict on the core and the tools, annotated code everywhere else."""
     python = prepare(session)
-    session.run(python, "-m", "mypy", "core/medtrain", "cli/medtrain_cli", "plugins/medtrain_plugins", external=True)
+    folders = ["core/medtrain", "cli/medtrain_cli", "plugins/medtrain_plugins", "tools/house"]
+    session.run(python, "-m", "mypy", *folders, external=True)
 
 
 @nox.session
