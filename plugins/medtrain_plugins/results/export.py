@@ -78,7 +78,7 @@ def export_model(
     aside = out.with_name(f".{out.name}.new")
     held_against = Check(found.data, max_drop) if check else None
     try:
-        answer = found.plugins.ask("export", run=run, format=format, path=aside, check=held_against)
+        answer = found.plugins.first_result("export", run=run, format=format, path=aside, check=held_against)
         if answer is None or answer is NONE:
             answer = _write_plain(aside, format, found)
         aside.replace(out)
