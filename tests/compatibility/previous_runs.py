@@ -47,7 +47,8 @@ def sets(*assignments: str) -> list[str]:
     return [f"--set={assignment}" for assignment in assignments]
 
 
-TOY = ("--plugin=toy_plugin", "--plugin=interrupting:Interrupt", "--quiet")
+LEAVING = ("--plugin=interrupting:Interrupt", "--quiet")
+TOY = ("--plugin=toy_plugin", *LEAVING)
 TOY_SETS = ("optimization.num_epochs=4", "data.batch_size=4", "toy_plugin.dropout=0.3", "toy_plugin.noise=0.1")
 # 6 steps per epoch. Killed after the step that follows a checkpoint within an epoch.
 KINDS = {
@@ -76,6 +77,68 @@ KINDS = {
         ],
         "0:11:TERM",
         PREEMPTED,
+    ),
+}
+KINDS |= {
+    # Fold 0 completes; the process of fold 1 is killed, and the command that started both tells of it.
+    "brain": Kind(
+        [
+            *("--plugin=brain", *LEAVING, "--images=DATA"),
+            *sets("data.num_folds=2", "data.test_fraction=0.25", "data.batch_size=4", "run.concurrent_splits=2"),
+            *sets("optimization.num_epochs=2", "checkpoint.last_every_n_steps=2", "computational.device=cpu"),
+            *sets(
+                "brain.input_shape=[1, 16, 16, 16]", "brain.network_options={channels=[2, 2, 2, 2, 2], hidden=[4, 4]}"
+            ),
+        ],
+        "1:3:KILL",
+        256 + KILLED,
+        [["data", "synth", "brain", "--out=DATA", "--participants=16", "--sessions=1", "--sites=2", "--size=16"]],
+    ),
+    "karsl": Kind(
+        [
+            *("--plugin=karsl", *LEAVING, "--data=DATA"),
+            *sets("karsl.signs=1-3", "karsl.model_size=t_1_1", "karsl.frames=8", "data.batch_size=8"),
+            *sets("optimization.num_epochs=2", "computational.device=cpu"),
+        ],
+        "0:3:TERM",
+        PREEMPTED,
+        [["data", "synth", "karsl", "--out=DATA", "--signs=1-3", "--clips=5", "--seed=3"]],
+    ),
+    # Ended by its last step, within an epoch; the resume is allowed more of them.
+    "pivot": Kind(
+        [
+            *("--plugin=pivot", *LEAVING, "--data=DATA/prepared/manifest.jsonl"),
+            *sets("data.batch_size=2", "optimization.num_epochs=2", "optimization.max_steps=3"),
+            *sets("pivot.sampling.patch_size=[16, 16, 16]", "pivot.sampling.patches_per_volume=2"),
+            *sets("pivot.model.base_filters=2", "pivot.model.depth=2", "pivot.model.output_stride=2"),
+            *sets("pivot.model.norm=group", "pivot.inference.window=[32, 48, 48]", "pivot.inference.overlap=0.0"),
+            *sets("pivot.evaluation.loss_patches=2", "pivot.evaluation.replicates=20", "computational.device=cpu"),
+        ],
+        "0:-1:KILL",
+        0,
+        [
+            ["data", "synth", "nodule", "--out=DATA/scans", "--scans=6", "--size=32,48,48", "--spacing=2.5,2.5,2.5"],
+            [
+                *("data", "prepare", "nodule", "--source=DATA/scans", "--annotations=DATA/scans/annotations.csv"),
+                *("--out=DATA/prepared", "--spacing=2.5", "--lungs=none", "--split=40/30/30", "--workers=1"),
+            ],
+        ],
+        changes=("--set=optimization.max_steps=99",),
+    ),
+    "lmv_net": Kind(
+        [
+            *("--plugin=lmv_net", *LEAVING, "--preset=demo", "--data=DATA"),
+            *sets("lmv_net.image_size=[32, 32]", "lmv_net.bootstrap_replicates=20", "data.batch_size=8"),
+            *sets("optimization.num_epochs=1", "optimization.optimizer=SGD", "checkpoint.best=false"),
+            *sets("checkpoint.last_every_n_steps=2"),
+        ],
+        "0:3:KILL",
+        data=[
+            [
+                *("data", "synth", "mammography", "--out=DATA", "--patients=20", "--seed=3"),
+                *("--height=64", "--width=48", "--workers=1"),
+            ]
+        ],
     ),
 }
 for name, split, step in (("single", 0, 9), ("folds", 1, 7), ("loaders", 0, 8), ("objects", 0, 8)):
@@ -152,7 +215,8 @@ def outcome(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for split in sorted(run.glob("split-*")):
         for name in ("history.jsonl", "split.json", "config.toml"):
-            found[f"{split.name}/{name}"] = (split / name).read_text()
+            file = split / name
+            found[f"{split.name}/{name}"] = file.read_text() if file.exists() else None
         status = json.loads((split / "status.json").read_text())
         found[f"{split.name}/status.json"] = {key: status[key] for key in status if key != "process"}
         for manifest in sorted(split.glob("[!.]*/checkpoint.json")):

@@ -10,8 +10,8 @@ from codes import Code
 
 pytestmark = [pytest.mark.compatibility, pytest.mark.timeout(900), pytest.mark.xdist_group("help")]
 
-# Where the wording is meant to differ: (command, old, new); "" is `medtrain` itself. The old text is replaced by the new
-# one in what the previous code prints, and has to be there.
+# Where the wording is meant to differ: (command, old, new); "" is `medtrain` itself. The old text is replaced by the
+# new one in what the previous code prints, and has to be there.
 WORDING: list[tuple[str, str, str]] = []
 
 
