@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from medtrain.rundir.directory import Maps, SplitFolder
 from medtrain.rundir.evaluation_files import METRICS, PREDICTIONS, REPORT, describe, predictions, read_predictions
-from medtrain.rundir.files import read_json, sha256, strict, write_json, write_text
+from medtrain.rundir.files import new_folder, read_json, replace_file, sha256, strict, write_json, write_text
 
 __all__ = [
     "METRICS",
@@ -13,9 +13,11 @@ __all__ = [
     "Maps",
     "SplitFolder",
     "describe",
+    "new_folder",
     "predictions",
     "read_json",
     "read_predictions",
+    "replace_file",
     "sha256",
     "strict",
     "write_json",
