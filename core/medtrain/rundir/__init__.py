@@ -14,7 +14,7 @@ from medtrain.rundir.evaluation_files import (
     predictions_of,
     read_predictions,
 )
-from medtrain.rundir.files import read_json, sha256, strict, write_json, write_text
+from medtrain.rundir.files import new_folder, read_json, replace_file, sha256, strict, write_json, write_text
 
 __all__ = [
     "METRICS",
@@ -25,11 +25,13 @@ __all__ = [
     "SplitFolder",
     "default_path",
     "describe",
+    "new_folder",
     "predictions",
     "predictions_of",
     "read_json",
     "read_manifest",
     "read_predictions",
+    "replace_file",
     "sha256",
     "strict",
     "write_json",
