@@ -18,10 +18,10 @@ from medtrain.config.computational import ComputationalConfig
 from medtrain.config.layers import Layers, read_toml
 from medtrain.config.sections import OptimizationSection, RunConfig
 from medtrain.data.split import Split
-from medtrain.errors import CheckpointError, ConfigError, DataError, PluginError, UsageError
+from medtrain.errors import CheckpointError, ConfigError, DataError, MedtrainError, PluginError, UsageError
 from medtrain.plugins import Plugins
 from medtrain.protocols.dataset import Data
-from medtrain.protocols.metric import Evaluation
+from medtrain.protocols.metric import Evaluation, Metric
 from medtrain.protocols.model import load_state, unwrap
 from medtrain.run import Run
 from medtrain.rundir import checkpoint
@@ -295,6 +295,21 @@ class Trainer:
         if answer is None:
             raise PluginError(f"none of the plugins {', '.join(self.plugins.names)} can predict (hook predict)")
         return answer
+
+    def build_metrics(self, split_idx: int = 0) -> list[Metric]:
+        """The metrics of a split that was trained, from its record alone: `Data.about` is all they see of the data."""
+        folder = self._opened().split(split_idx)
+        config = self.config_of(folder).with_fresh_model()
+        try:
+            return build.build_metrics(config, self.plugins, Split({}, about=folder.membership()["about"]))
+        except MedtrainError:
+            raise
+        except Exception as error:  # whatever a plugin does with data that are not there
+            raise PluginError(
+                f"{self.path}: plugin {', '.join(self.plugins.names)} cannot build its metrics from the record of the "
+                f"run ({type(error).__name__}: {error}); what build_metrics needs of the data it has to keep in "
+                "Data.about"
+            ) from error
 
     def dry_run(self) -> dict[str, Any]:
         """Assemble everything and say what it is; nothing is trained or written."""
