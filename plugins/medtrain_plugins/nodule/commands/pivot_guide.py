@@ -369,7 +369,7 @@ def _heatmap_loss(given: Given, found: Imported, prefix: str, kind: str) -> None
 
 
 def _augmentation(given: Given, found: Imported) -> None:
-    from medtrain_plugins.nodule.data.augmentation import AugmentationOptions
+    from medtrain_plugins.nodule.options import AugmentationOptions
 
     # The guide's names are ours.
     for name, options in AugmentationOptions.model_fields.items():

@@ -18,7 +18,8 @@ from medtrain.data import collate as stack
 from medtrain.errors import ConfigError, DataError, first_lines, nearest
 
 from medtrain_plugins.nodule.data.dataset import NodulePatches, NoduleScans, Sample
-from medtrain_plugins.nodule.data.patches import Sampling, find_false_marks, grid_starts, triage_target
+from medtrain_plugins.nodule.data.patches import grid_starts
+from medtrain_plugins.nodule.data.sampling import Sampling, find_false_marks, triage_target
 from medtrain_plugins.nodule.data.targets import make_targets
 from medtrain_plugins.nodule.options import PivotOptions
 from medtrain_plugins.nodule.preparation.splits import Dealing, deal

@@ -26,7 +26,7 @@ from medtrain_plugins.nodule.annotations.triage import risk_group, score_of
 from medtrain_plugins.nodule.inference.calibration import Calibration
 from medtrain_plugins.nodule.inference.peaks import Candidate
 from medtrain_plugins.nodule.inference.sliding_window import Maps, compute_maps, find_candidates, stride_of
-from medtrain_plugins.nodule.inference_options import InferenceOptions
+from medtrain_plugins.nodule.options import InferenceOptions
 from medtrain_plugins.nodule.scans.intensity import Intensity
 from medtrain_plugins.nodule.scans.lungs import lung_mask
 from medtrain_plugins.nodule.scans.resampling import AIR, resample, resample_array
