@@ -15,9 +15,8 @@ from medtrain_plugins.brain.evaluation.metrics import (
     RegressionMetrics,
     SegmentationMetrics,
 )
-from medtrain_plugins.brain.model.inference import Inference
 from medtrain_plugins.brain.model.losses import ClassLoss, ReconstructionLoss, RegressionLoss, SegmentationLoss
-from medtrain_plugins.brain.model.model import DENSE, VolumeModel
+from medtrain_plugins.brain.model.model import VolumeModel, as_model
 from medtrain_plugins.brain.model.networks import build_network
 from medtrain_plugins.brain.options import BrainOptions
 
@@ -118,14 +117,6 @@ def build_model(options: BrainOptions) -> VolumeModel:
         raise ConfigError("plugins.brain.classes: without data the names of at least two classes are needed")
     network = build_network(options.network, options.task, network_shape(options), outputs, options.network_options)
     return as_model(network, options)
-
-
-def as_model(network: nn.Module, options: BrainOptions) -> VolumeModel:
-    """A trained network as the model of a run."""
-    inference = Inference(
-        options.inference, dense=options.task in DENSE, logits=options.task in ("classification", "segmentation")
-    )
-    return VolumeModel(network, options.task, inference, options.label_scale or (0.0, 1.0), options.standardize)
 
 
 def build_loss(options: BrainOptions) -> nn.Module:

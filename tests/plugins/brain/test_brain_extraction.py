@@ -8,7 +8,8 @@ import nibabel
 import numpy as np
 import pytest
 from medtrain.errors import ConfigError, DataError
-from medtrain_plugins.brain.data.extraction import ExtractionOptions, cut, find_places
+from medtrain_plugins.brain.data.extraction import cut, find_places
+from medtrain_plugins.brain.options import ExtractionOptions
 from pydantic import ValidationError
 
 SHAPE = (10, 12, 9)

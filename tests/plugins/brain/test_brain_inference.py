@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from medtrain_plugins.brain.data.extraction import ExtractionOptions, cut, find_places
-from medtrain_plugins.brain.model.inference import Inference, log_mean_probability, put_together, windows_of
-from medtrain_plugins.brain.options import InferenceOptions
+from medtrain_plugins.brain.data.extraction import cut, find_places, windows_of
+from medtrain_plugins.brain.model.inference import Inference, log_mean_probability, put_together
+from medtrain_plugins.brain.options import ExtractionOptions, InferenceOptions
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -23,9 +23,10 @@ from medtrain_plugins.brain.data.bids import KEYS, Tree, Visit, order, read_tabl
 from medtrain_plugins.brain.data.cache import DiskCache, Kind, MemoryCache, Source, open_cache
 from medtrain_plugins.brain.data.caps import FileType, as_file_type
 from medtrain_plugins.brain.data.cohort import Cohort, times
-from medtrain_plugins.brain.data.extraction import ExtractionOptions, Place, cut, find_places
+from medtrain_plugins.brain.data.extraction import Place, cut, find_places
 from medtrain_plugins.brain.data.transforms import Pipeline, Step, as_options
 from medtrain_plugins.brain.data.volumes import Header, orient, read_stored, scale, voxel_size
+from medtrain_plugins.brain.options import ExtractionOptions
 
 log = logging.getLogger("medtrain")
 

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from medtrain_plugins.brain.data.bids import DESCRIPTION, Tree
 from medtrain_plugins.brain.data.caps import as_file_type
-from medtrain_plugins.brain.data.extraction import Place, cut, find_places
+from medtrain_plugins.brain.data.extraction import Place, cut, find_places, padded, windows_of
 from medtrain_plugins.brain.data.transforms import Pipeline
 from medtrain_plugins.brain.data.volumes import orient, read_volume
-from medtrain_plugins.brain.model.inference import padded, windows_of
 from medtrain_plugins.brain.options import BrainOptions
 
 Array = npt.NDArray[Any]

@@ -22,10 +22,9 @@ from medtrain_plugins.brain.data.inputs import (
     write_nifti,
 )
 from medtrain_plugins.brain.model.inference import put_together
-from medtrain_plugins.brain.model.model import DENSE, VolumeModel
+from medtrain_plugins.brain.model.model import DENSE, VolumeModel, as_model
 from medtrain_plugins.brain.model.saliency import Request, explain
 from medtrain_plugins.brain.options import BrainOptions
-from medtrain_plugins.brain.tasks import as_model
 
 
 def predict_images(run: Run, source: Any, options: BrainOptions) -> pd.DataFrame:

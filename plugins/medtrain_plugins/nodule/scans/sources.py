@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from medtrain.errors import DataError, UsageError
 
-from medtrain_plugins.nodule.annotations.luna16 import subset_of
 from medtrain_plugins.nodule.scans.volume import Volume, read_geometry, read_volume, series_of_name
 
 SINGLE = (".mhd", ".mha", ".nrrd", ".nhdr", ".nii", ".nii.gz")
@@ -30,6 +30,7 @@ BESIDE = (
     ".npy",
     ".npz",
 )
+_SUBSET = re.compile(r"subset[ _-]?(\d+)", re.IGNORECASE)
 Run = Callable[[Callable[[Any], Any], list[Any]], Iterable[Any]]
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
@@ -122,3 +123,11 @@ def _find_dicom(task: tuple[Path, Path, list[Path], str, bool]) -> tuple[list[So
         else:
             sources.append(Source(where, uid, tuple(series.paths or ()), True, subset_of(folder / "file")))
     return sources, left_out
+
+
+def subset_of(path: Path) -> int | None:
+    """The number of the subset folder a scan is in, as LUNA16 deals them (subset0 to subset9); None for others."""
+    for part in reversed(path.parts[:-1]):
+        if match := _SUBSET.fullmatch(part):
+            return int(match[1])
+    return None
