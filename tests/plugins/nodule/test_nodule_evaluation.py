@@ -9,11 +9,19 @@ import pytest
 from evaluation_cases import GOLDEN, submission
 from medtrain.errors import ConfigError, DataError
 from medtrain_plugins.nodule.annotations.tables import Findings
+from medtrain_plugins.nodule.evaluation.accuracy import (
+    dice_to_iou,
+    equivalent_diameter,
+    iou_to_dice,
+    mask_metrics,
+    mask_score,
+    mask_volume,
+    relative_errors,
+    size_metrics,
+)
 from medtrain_plugins.nodule.evaluation.evaluate import Settings, diameter_strata, evaluate_detections
-from medtrain_plugins.nodule.evaluation.masks import dice_to_iou, iou_to_dice, mask_metrics, mask_score
+from medtrain_plugins.nodule.evaluation.malignancy import auc, calibration_curve, correlations
 from medtrain_plugins.nodule.evaluation.precision import average_precision
-from medtrain_plugins.nodule.evaluation.sizes import equivalent_diameter, mask_volume, relative_errors, size_metrics
-from medtrain_plugins.nodule.evaluation.triage import auc, calibration_curve, correlations
 
 ONCE = Settings(replicates=0)
 

@@ -10,9 +10,16 @@ import numpy as np
 import pytest
 from evaluation_cases import GOLDEN, as_tuples, names, one_scan, submission
 from medtrain_plugins.nodule.annotations.tables import Findings
-from medtrain_plugins.nodule.evaluation.bootstrap import bootstrap_sensitivities, interval
 from medtrain_plugins.nodule.evaluation.evaluate import Settings, evaluate_detections
-from medtrain_plugins.nodule.evaluation.froc import RATES, Marks, froc, interpolate, mean_sensitivity
+from medtrain_plugins.nodule.evaluation.froc import (
+    RATES,
+    Marks,
+    bootstrap_sensitivities,
+    froc,
+    interpolate,
+    interval,
+    mean_sensitivity,
+)
 from medtrain_plugins.nodule.evaluation.matching import match_fixed_radius, match_luna16
 
 ONCE = Settings(replicates=0)

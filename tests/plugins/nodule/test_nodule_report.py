@@ -13,8 +13,8 @@ import pytest
 from evaluation_cases import submission
 from medtrain.errors import UsageError
 from medtrain_plugins.nodule.annotations.tables import Findings
+from medtrain_plugins.nodule.evaluation.accuracy import MaskScore
 from medtrain_plugins.nodule.evaluation.evaluate import NoduleEvaluation, Settings, evaluate_detections
-from medtrain_plugins.nodule.evaluation.masks import MaskScore
 from medtrain_plugins.nodule.evaluation.report import LIMITS, write_evaluation
 
 EVIL = '<script>alert("x")</script>'

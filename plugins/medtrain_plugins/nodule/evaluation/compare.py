@@ -8,8 +8,7 @@ import numpy as np
 from medtrain.errors import DataError
 from medtrain.protocols import Comparison, Rows, Unit
 
-from medtrain_plugins.nodule.evaluation.bootstrap import bootstrap_sensitivities
-from medtrain_plugins.nodule.evaluation.froc import RATES, Marks
+from medtrain_plugins.nodule.evaluation.froc import RATES, Marks, bootstrap_sensitivities
 from medtrain_plugins.nodule.evaluation.rows import evaluate_rows, values_of
 from medtrain_plugins.nodule.options import EvaluationOptions
 

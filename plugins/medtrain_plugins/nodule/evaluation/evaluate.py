@@ -12,14 +12,19 @@ import numpy.typing as npt
 from medtrain.errors import ConfigError, DataError
 
 from medtrain_plugins.nodule.annotations.tables import Findings, unknown_series_notes
-from medtrain_plugins.nodule.evaluation.bootstrap import bootstrap_sensitivities, interval
-from medtrain_plugins.nodule.evaluation.centres import distance_metrics
-from medtrain_plugins.nodule.evaluation.froc import RATES, Curve, Marks, froc, mean_sensitivity
-from medtrain_plugins.nodule.evaluation.masks import MaskScore, mask_metrics
+from medtrain_plugins.nodule.evaluation.accuracy import MaskScore, distance_metrics, mask_metrics, size_metrics
+from medtrain_plugins.nodule.evaluation.froc import (
+    RATES,
+    Curve,
+    Marks,
+    bootstrap_sensitivities,
+    froc,
+    interval,
+    mean_sensitivity,
+)
+from medtrain_plugins.nodule.evaluation.malignancy import auc, calibration_curve, correlations
 from medtrain_plugins.nodule.evaluation.matching import Matching, Outcome, match_fixed_radius, match_luna16
 from medtrain_plugins.nodule.evaluation.precision import box_precision, protocol_precision
-from medtrain_plugins.nodule.evaluation.sizes import size_metrics
-from medtrain_plugins.nodule.evaluation.triage import auc, calibration_curve, correlations
 
 Array = npt.NDArray[Any]
 Protocol = Literal["luna16", "fixed_radius"]
