@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from medtrain.protocols import Metric
 
 
-def settle(options: BrainOptions, dataset: Any) -> None:
+def resolve_options(options: BrainOptions, dataset: Any) -> None:
     """Complete what all groups share, the shape of images and the names of classes, from any dataset of them.
 
     Raises ConfigError for images of another shape than the options say, DataError for labels the task cannot use.
@@ -49,7 +49,7 @@ def settle(options: BrainOptions, dataset: Any) -> None:
         options.classes = ["background", *(f"label_{number}" for number in range(1, max(highest, 1) + 1))]
 
 
-def learn(options: BrainOptions, train: Any) -> None:
+def infer_from_data(options: BrainOptions, train: Any) -> None:
     """Complete what follows from labels, "balanced" `class_weights` and `label_scale`, from the training group.
 
     What is complete stays. Raises DataError for classes without an image, and labels that are no numbers.

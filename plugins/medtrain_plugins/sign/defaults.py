@@ -13,7 +13,7 @@ from medtrain_plugins.sign.options import KArSLOptions
 SECTIONS = ("data", "optimization", "scheduler", "validation")
 
 
-def settle(config: RunConfig, options: KArSLOptions) -> None:
+def resolve_options(config: RunConfig, options: KArSLOptions) -> None:
     """Complete a configuration before anything is built from it or recorded.
 
     Keys that neither a preset, a file nor a flag gave get the published value, and the original flag `num_epochs`

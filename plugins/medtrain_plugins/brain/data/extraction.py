@@ -19,7 +19,7 @@ from medtrain_plugins.brain.options import ExtractionOptions, Triple
 Array = npt.NDArray[Any]
 
 
-class Place(NamedTuple):
+class VolumePart(NamedTuple):
     """A part of a volume: voxels `start` to `stop` (exclusive) of its axes; with padding, beyond its border."""
 
     name: str
@@ -27,7 +27,7 @@ class Place(NamedTuple):
     stop: Triple
 
 
-def find_places(options: ExtractionOptions, shape: Triple) -> list[Place]:
+def find_parts(options: ExtractionOptions, shape: Triple) -> list[VolumePart]:
     """The parts of a volume of this shape, in the order of their numbers; none for whole images.
 
     Raises ConfigError for options that leave nothing, DataError for an image too small for them.
@@ -41,7 +41,7 @@ def find_places(options: ExtractionOptions, shape: Triple) -> list[Place]:
     return []
 
 
-def _patches(options: ExtractionOptions, shape: Triple) -> list[Place]:
+def _patches(options: ExtractionOptions, shape: Triple) -> list[VolumePart]:
     assert options.size is not None
     starts = []
     for length, size, shared in zip(shape, options.size, options.overlap, strict=True):
@@ -56,11 +56,11 @@ def _patches(options: ExtractionOptions, shape: Triple) -> list[Place]:
     places = []
     for number, start in enumerate(itertools.product(*starts)):
         stop = [first + size for first, size in zip(start, options.size, strict=True)]
-        places.append(Place(f"patch-{number:04d}", _triple(start), _triple(stop)))
+        places.append(VolumePart(f"patch-{number:04d}", _triple(start), _triple(stop)))
     return places
 
 
-def _slices(options: ExtractionOptions, shape: Triple) -> list[Place]:
+def _slices(options: ExtractionOptions, shape: Triple) -> list[VolumePart]:
     length = shape[options.direction]
     before, after = options.borders
     wanted = options.slices or range(before, length - after)
@@ -73,11 +73,11 @@ def _slices(options: ExtractionOptions, shape: Triple) -> list[Place]:
     for number in kept:
         start, stop = [0, 0, 0], list(shape)
         start[options.direction], stop[options.direction] = number, number + 1
-        places.append(Place(f"slice-{number:04d}", _triple(start), _triple(stop)))
+        places.append(VolumePart(f"slice-{number:04d}", _triple(start), _triple(stop)))
     return places
 
 
-def _regions(options: ExtractionOptions, shape: Triple) -> list[Place]:
+def _regions(options: ExtractionOptions, shape: Triple) -> list[VolumePart]:
     boxes = {name: (box[::2], box[1::2]) for name, box in options.boxes.items()}
     if options.mask:
         boxes = _boxes_of_mask(options.mask, options.margin, shape)
@@ -85,7 +85,7 @@ def _regions(options: ExtractionOptions, shape: Triple) -> list[Place]:
     for name, (start, stop) in sorted(boxes.items()):
         if any(not 0 <= a < b <= length for a, b, length in zip(start, stop, shape, strict=True)):
             raise DataError(f"the region {name!r} from {start} to {stop} does not lie in an image of {shape} voxels")
-        places.append(Place(f"roi-{name}", _triple(start), _triple(stop)))
+        places.append(VolumePart(f"roi-{name}", _triple(start), _triple(stop)))
     return places
 
 
@@ -109,7 +109,7 @@ def _triple(values: Any) -> Triple:
     return i, j, k
 
 
-def cut(volume: Array, place: Place, options: ExtractionOptions, *, labels: bool = False) -> Array:
+def cut(volume: Array, place: VolumePart, options: ExtractionOptions, *, labels: bool = False) -> Array:
     """The part (C, d, h, w) of a volume (C, D, H, W); slices lose their axis of length 1 when options say so.
 
     A view where nothing is padded. labels: a mask, padded with 0 where an image is padded with `padding_value`.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medtrain_plugins.brain.data.extraction import Place, padded, windows_of
+from medtrain_plugins.brain.data.extraction import VolumePart, padded, windows_of
 from medtrain_plugins.brain.options import InferenceOptions
 
 Network = Callable[[Tensor], Tensor]
@@ -105,7 +105,7 @@ def subsets(dims: Sequence[int]) -> Iterator[list[int]]:
         yield from map(list, itertools.combinations(dims, count))
 
 
-def put_together(parts: Sequence[Tensor], places: Sequence[Place], shape: Sequence[int]) -> Tensor:
+def put_together(parts: Sequence[Tensor], places: Sequence[VolumePart], shape: Sequence[int]) -> Tensor:
     """One image (C, D, H, W) of results (C, *size) for its parts, their mean where they overlap.
 
     places: where they lie; what padding put beyond the border is dropped. Slices may come without their axis of

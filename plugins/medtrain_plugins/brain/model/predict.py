@@ -47,7 +47,7 @@ def predict_images(run: Run, source: Any, options: BrainOptions) -> pd.DataFrame
             shape = " x ".join(map(str, opened.image.shape))
             raise DataError(f"{named.path}: an image of {shape} does not fit the network: {error}") from None
         ids = {"sample_id": named.sample_id, "participant_id": named.participant_id, "session_id": named.session_id}
-        rows.append(ids | say(result, named, opened, options, out))
+        rows.append(ids | predict_row(result, named, opened, options, out))
     return pd.DataFrame(rows)
 
 
@@ -74,7 +74,7 @@ def run_image(model: VolumeModel, image: Tensor, options: BrainOptions, device: 
     return put_together(results, places, image.shape[1:])
 
 
-def say(result: Tensor, named: Named, opened: Opened, options: BrainOptions, out: Path) -> dict[str, Any]:
+def predict_row(result: Tensor, named: Named, opened: Opened, options: BrainOptions, out: Path) -> dict[str, Any]:
     """The columns of an image's row; images are written to the folder `out`."""
     if options.task == "regression":
         return {"prediction": float(result)}

@@ -133,10 +133,10 @@ def _prepared(
     path: Path, out: Path, annotations: Path | None, excluded: Path | None, spacing: tuple[float, float, float]
 ) -> Path:
     """Prepares the scans of a folder that are not, once in a run; where they are."""
-    from medtrain_plugins.nodule.preparation.prepare import Settings, prepare
+    from medtrain_plugins.nodule.preparation.prepare import ScanPreparation, prepare
 
     log.info("Preparing the scans in %s, kept in %s", path, out)
-    prepare(path, out, Settings(spacing=spacing), annotations=annotations, excluded=excluded, split="none")
+    prepare(path, out, ScanPreparation(spacing=spacing), annotations=annotations, excluded=excluded, split="none")
     return out
 
 

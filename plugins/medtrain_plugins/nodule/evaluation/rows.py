@@ -14,7 +14,7 @@ import numpy as np
 from medtrain.protocols import Rows, Undefined
 
 from medtrain_plugins.nodule.annotations.tables import Findings
-from medtrain_plugins.nodule.evaluation.evaluate import NoduleEvaluation, Settings, evaluate_detections
+from medtrain_plugins.nodule.evaluation.evaluate import EvaluationSettings, NoduleEvaluation, evaluate_detections
 from medtrain_plugins.nodule.evaluation.froc import RATES
 from medtrain_plugins.nodule.options import EvaluationOptions
 
@@ -93,7 +93,7 @@ def evaluate_rows(rows: Rows, options: EvaluationOptions, replicates: int = 0, s
             name=f"{name}s",
         )
 
-    settings = Settings(
+    settings = EvaluationSettings(
         options.protocol,
         options.max_distance,
         options.max_marks,

@@ -53,7 +53,7 @@ class Source(NamedTuple):
         return read_volume(self.files[0]) if pixels else read_geometry(self.files[0])
 
 
-class LeftOut(NamedTuple):
+class SkippedFile(NamedTuple):
     """What is not taken: where it is, the kind of reason, and the reason."""
 
     source: str
@@ -63,7 +63,7 @@ class LeftOut(NamedTuple):
 
 def find_sources(
     folder: Path, *, modality: str = "CT", force: bool = False, run: Run | None = None, watch: Watch | None = None
-) -> tuple[list[Source], list[LeftOut]]:
+) -> tuple[list[Source], list[SkippedFile]]:
     """The scans in a folder and the folders in it, by label, and what is not taken.
 
     modality: of the DICOM series to take. force: read files that lack the mark of DICOM as well. run: maps a function
@@ -87,7 +87,7 @@ def find_sources(
                 possible.append(file)
         if possible:
             folders.append((folder, Path(path), possible, modality, force))
-    left_out: list[LeftOut] = []
+    left_out: list[SkippedFile] = []
     results = (run or map)(_find_dicom, folders)
     for found, others in watch(results, len(folders), "Headers") if watch else results:
         sources += found
@@ -96,13 +96,13 @@ def find_sources(
     for source in sorted(sources):
         if source.series in taken:
             same = f"is of series {source.series}, as {taken[source.series].label} is"
-            left_out.append(LeftOut(source.label, "duplicate", same))
+            left_out.append(SkippedFile(source.label, "duplicate", same))
         else:
             taken[source.series] = source
     return list(taken.values()), left_out
 
 
-def _find_dicom(task: tuple[Path, Path, list[Path], str, bool]) -> tuple[list[Source], list[LeftOut]]:
+def _find_dicom(task: tuple[Path, Path, list[Path], str, bool]) -> tuple[list[Source], list[SkippedFile]]:
     from medtrain_plugins.imaging.dicom import group_series
 
     root, folder, files, modality, force = task
@@ -110,16 +110,18 @@ def _find_dicom(task: tuple[Path, Path, list[Path], str, bool]) -> tuple[list[So
     try:
         found, others = group_series(files, force=force)
     except DataError as error:
-        return [], [LeftOut(label, "unreadable", str(error))]
+        return [], [SkippedFile(label, "unreadable", str(error))]
     left_out = [
-        LeftOut(str(file.relative_to(root)), "no image" if reason.startswith("no image") else "unusable file", reason)
+        SkippedFile(
+            str(file.relative_to(root)), "no image" if reason.startswith("no image") else "unusable file", reason
+        )
         for file, reason in others
     ]
     sources = []
     for uid, series in found.items():
         where = label if len(found) == 1 else f"{label} ({uid})"
         if series.modality and series.modality != modality:
-            left_out.append(LeftOut(where, "other modality", f"series {uid} is {series.modality}, not {modality}"))
+            left_out.append(SkippedFile(where, "other modality", f"series {uid} is {series.modality}, not {modality}"))
         else:
             sources.append(Source(where, uid, tuple(series.paths or ()), True, subset_of(folder / "file")))
     return sources, left_out
