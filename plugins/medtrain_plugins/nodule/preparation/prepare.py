@@ -25,7 +25,7 @@ from medtrain.errors import DataError, UsageError, first_lines
 from medtrain_plugins.nodule.annotations.luna16 import place_findings, read_characteristics, score_of_nodule, some
 from medtrain_plugins.nodule.annotations.tables import Findings, read_findings
 from medtrain_plugins.nodule.preparation.check import FailedCheck, as_json, check_volume, quality
-from medtrain_plugins.nodule.preparation.splits import DEFAULT, deal, parse_dealing
+from medtrain_plugins.nodule.preparation.splits import DEFAULT, assign_split, parse_split
 from medtrain_plugins.nodule.scans.lungs import lung_box, lung_mask
 from medtrain_plugins.nodule.scans.manifest import (
     MANIFEST,
@@ -102,7 +102,7 @@ def prepare(
 
     annotations, excluded: LUNA16 tables of nodules and of irrelevant findings. lidc: folder of the XML of readings,
     instead of tables. patients: CSV with series and patient, for files that do not say whose they are; without it, a
-    scan of no known patient is a patient. split, seed: see `splits.parse_dealing`. overwrite: make scans again that are
+    scan of no known patient is a patient. split, seed: see `splits.parse_split`. overwrite: make scans again that are
     there. dry_run: read headers, write nothing. workers: processes, default one per CPU.
     allow_unreadable: no error when some scans cannot be read.
 
@@ -112,7 +112,7 @@ def prepare(
     is done, when scans could not be read.
     """
     settings = settings or ScanPreparation()
-    dealing = parse_dealing(split)
+    method = parse_split(split)
     if lidc is not None and (annotations is not None or excluded is not None):
         raise UsageError("nodules come from tables or from --lidc, not from both")
     refuse_mixture(out / REPORT, asdict(settings), ("spacing", "interpolation", "lungs"))
@@ -166,7 +166,7 @@ def prepare(
             | {name: told[name] for name in ("quality", "findings")}
         )
     if rows:
-        rows = deal(_annotate(rows, tables, report), dealing, seed)
+        rows = assign_split(_annotate(rows, tables, report), method, seed)
         rows.sort(key=lambda row: row.series)
         report["counts"] |= {
             "nodules": sum(len(row.nodules) for row in rows),
