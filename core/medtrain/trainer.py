@@ -298,10 +298,10 @@ class Trainer:
 
     def build_metrics(self, split_idx: int = 0) -> list[Metric]:
         """The metrics of a split that was trained, from its record alone: `Data.about` is all they see of the data."""
-        folder = self._opened().split(split_idx)
-        config = self.config_of(folder).with_fresh_model()
+        folder, config = self._opened(split_idx)
+        config = config.with_fresh_model()
         try:
-            return build.build_metrics(config, self.plugins, Split({}, about=folder.membership()["about"]))
+            return assemble.build_metrics(config, self.plugins, Split({}, about=folder.membership()["about"]))
         except MedtrainError:
             raise
         except Exception as error:  # whatever a plugin does with data that are not there
@@ -397,7 +397,7 @@ class Trainer:
         assert self.path is not None
         return TrainResult(self.path, folder.number, kept, value, run.epoch, dict(run.metrics))
 
-    def _opened(self, number: int, computational: ComputationalConfig | None) -> tuple[SplitFolder, RunConfig]:
+    def _opened(self, number: int, computational: ComputationalConfig | None = None) -> tuple[SplitFolder, RunConfig]:
         """A split of the run directory, and the configuration to go on with."""
         if self.path is None:
             raise CheckpointError("this trainer has not trained yet: there is no run directory")
