@@ -102,7 +102,7 @@ def describe_data(data: Data | Split) -> dict[str, Any]:
             "about": data.about,
             "feeding": feeding,
         }
-    except recipe.Unwritable as error:
+    except recipe.NotSerializable as error:
         return {"unwritable": str(error)}
 
 
