@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from medtrain_plugins.standard.early_stopping import EarlyStoppingCallback
     from medtrain_plugins.standard.optimizers import parameter_groups
+    from medtrain_plugins.standard.seeding import seed_everything, seed_everything_context
     from medtrain_plugins.standard.splits.split_tables import make_kfold, make_split
     from medtrain_plugins.standard.splits.splitters import KFold, SingleSplit
 
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from medtrain.protocols.report import Section
     from medtrain.protocols.schedule import Plan, Schedule
     from medtrain.run import Run
-    from medtrain.runtime.determinism import seed_everything, seed_everything_context
     from medtrain.trainer import Trainer, TrainResult
 
 _HOMES = {
@@ -84,8 +84,8 @@ _HOMES = {
     "make_split": "medtrain_plugins.standard.splits.split_tables",
     "parameter_groups": "medtrain_plugins.standard.optimizers",
     "scores_table": "medtrain_plugins.results.compare",
-    "seed_everything": "medtrain.runtime.determinism",
-    "seed_everything_context": "medtrain.runtime.determinism",
+    "seed_everything": "medtrain_plugins.standard.seeding",
+    "seed_everything_context": "medtrain_plugins.standard.seeding",
     "write_comparison": "medtrain_plugins.results.compare",
     "write_page": "medtrain_plugins.results.report",
     "write_run": "medtrain_plugins.results.foreign_runs",
