@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medtrain_plugins.standard.splits.partition import deal_folds, hold_out
+    from medtrain_plugins.standard.splits.partition import assign_folds, hold_out
     from medtrain_plugins.standard.splits.split_tables import make_kfold, make_split
     from medtrain_plugins.standard.splits.splitters import KFold, SingleSplit
     from medtrain_plugins.standard.splits.splitting import split_groups
@@ -30,7 +30,7 @@ _HOMES = {
     "Split": "medtrain.data.split",
     "cache_dir": "medtrain.data.cache",
     "collate": "medtrain.data.loader",
-    "deal_folds": "medtrain_plugins.standard.splits.partition",
+    "assign_folds": "medtrain_plugins.standard.splits.partition",
     "hold_out": "medtrain_plugins.standard.splits.partition",
     "make_kfold": "medtrain_plugins.standard.splits.split_tables",
     "make_split": "medtrain_plugins.standard.splits.split_tables",
@@ -53,9 +53,9 @@ __all__ = [
     "Loader",
     "SingleSplit",
     "Split",
+    "assign_folds",
     "cache_dir",
     "collate",
-    "deal_folds",
     "hold_out",
     "make_kfold",
     "make_split",

@@ -47,7 +47,8 @@ class Split:
     """The groups of one fold.
 
     about: facts the data's plugin wants recorded. index: which fold, and the number of its folder in the run
-    directory. feeding: values of the section `data` that `build_train_loader` and `build_val_loader` settled.
+    directory. feeding: values of the section `data` that `build_train_loader` and `build_val_loader` settled. count:
+    how many splits the data make.
     """
 
     groups: dict[str, Dataset]
@@ -55,6 +56,7 @@ class Split:
     about: dict[str, Any] = field(default_factory=dict)
     index: int = 0
     feeding: dict[str, Any] = field(default_factory=dict)
+    count: int = 1
 
     @classmethod
     def of(cls, train: Any, validation: Any = None, test: Any = None, index: int = 0) -> Split:

@@ -13,8 +13,10 @@ from medtrain import hookspecs
 from medtrain.config.layers import read_toml
 from medtrain.data.split import Split
 from medtrain.errors import UsageError, first_lines
+from medtrain.plugins import Plugins
 from medtrain.protocols.dataset import Data
 from medtrain.user_objects import recipe
+from medtrain.user_objects.user_objects import UserObjects, described
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,19 @@ def rebuild_plugins(recorded: Sequence[Any], what: str) -> list[Any]:
         else:
             found.append(recipe.rebuild(item, is_plugin, what))
     return found
+
+
+def describe_objects(
+    objects: UserObjects, plugins: Plugins, callbacks: Sequence[Any], named: Sequence[str]
+) -> dict[str, Any]:
+    """What the run directory keeps of objects that are no plugins by name. named: those that are."""
+    kept = objects.recipes()
+    others = [p.plugin for p in plugins.loaded if p.name not in named and p.plugin is not objects]
+    groups = {"plugins": [p for p in others if p not in callbacks], "callbacks": callbacks}
+    for name, items in groups.items():
+        if recipes := [described(item) for item in items if is_kept(item)]:
+            kept[name] = recipes
+    return kept
 
 
 def describe_data(data: Data | Split) -> dict[str, Any]:

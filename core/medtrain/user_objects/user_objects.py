@@ -20,7 +20,7 @@ from medtrain.user_objects.recipe import Unwritable, callable_class, rebuild, re
 Metrics = Mapping[str, Any] | Sequence[Metric]
 
 
-class Given:
+class UserObjects:
     """Model, loss, metrics, optimizer and scheduler of a Python user.
 
     model: a network trained in place, or a function that makes one (then fresh for every split). loss: of two tensors
@@ -112,7 +112,7 @@ class Given:
 
 
 def from_recipes(described: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `Given`, from what a run directory keeps; `given` ones come first.
+    """Arguments of `UserObjects`, from what a run directory keeps; `given` ones come first.
 
     Raises UsageError naming the argument that has to be given again.
     """

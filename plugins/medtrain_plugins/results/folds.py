@@ -67,7 +67,7 @@ def evaluate_folds(trainer: Trainer, group: str, **options: Any) -> FoldResults:
         trainer.report()
     run = trainer.run
     assert run is not None
-    metrics = trainer.plugins.ask("build_metrics", config=run.config, data=run.data)
+    metrics = trainer.plugins.first_result("build_metrics", config=run.config, data=run.data)
     return across_folds(group, evaluations, metrics if isinstance(metrics, list) else [])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,7 +40,6 @@ _MORE = (
     "score",
     "growth",
 )
-_SUBSET = re.compile(r"subset[ _-]?(\d+)", re.IGNORECASE)
 
 
 @dataclass
@@ -131,14 +129,6 @@ def read_characteristics(path: Path) -> dict[str, dict[str, Any]]:
             if values:
                 found[f"{path.name}:{reader.line_num}"] = values
     return found
-
-
-def subset_of(path: Path) -> int | None:
-    """The number of the subset folder a scan is in, as LUNA16 deals them (subset0 to subset9); None for others."""
-    for part in reversed(path.parts[:-1]):
-        if match := _SUBSET.fullmatch(part):
-            return int(match[1])
-    return None
 
 
 def count_by_series(findings: Findings) -> Counter[str]:
