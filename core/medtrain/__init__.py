@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from medtrain.protocols.report import Section
     from medtrain.protocols.schedule import Plan, Schedule
     from medtrain.run import Run
+    from medtrain.runtime.determinism import seed_model
     from medtrain.trainer import Trainer, TrainResult
 
 _HOMES = {
@@ -86,6 +87,7 @@ _HOMES = {
     "scores_table": "medtrain_plugins.results.compare",
     "seed_everything": "medtrain_plugins.standard.seeding",
     "seed_everything_context": "medtrain_plugins.standard.seeding",
+    "seed_model": "medtrain.runtime.determinism",
     "write_comparison": "medtrain_plugins.results.compare",
     "write_page": "medtrain_plugins.results.report",
     "write_run": "medtrain_plugins.results.foreign_runs",
@@ -134,6 +136,7 @@ __all__ = [
     "scores_table",
     "seed_everything",
     "seed_everything_context",
+    "seed_model",
     "write_comparison",
     "write_page",
     "write_run",

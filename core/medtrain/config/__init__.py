@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from medtrain.config.computational import ComputationalConfig
 from medtrain.config.layers import Layers, locate, parse_value, read_toml
+from medtrain.config.resolution import configure
 from medtrain.config.sections import (
     COURSES,
     CheckpointSection,
@@ -42,6 +43,7 @@ __all__ = [
     "TransferSection",
     "ValidationSection",
     "check_stages",
+    "configure",
     "locate",
     "parse_value",
     "read_toml",
