@@ -40,7 +40,7 @@ def test_what_is_synced_is_the_file_and_then_its_folder(tmp_path: Path, monkeypa
     fsync = os.fsync
 
     def record(descriptor: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", record)
