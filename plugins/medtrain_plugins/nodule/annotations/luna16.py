@@ -14,10 +14,10 @@ from medtrain.data import parse_numbers, read_cells
 from medtrain.errors import DataError
 from pydantic import ValidationError
 
+from medtrain_plugins.imaging.volume import Geometry
 from medtrain_plugins.nodule.annotations.tables import Findings
 from medtrain_plugins.nodule.annotations.triage import score_nodule
 from medtrain_plugins.nodule.scans.manifest import Nodule
-from medtrain_plugins.nodule.scans.volume import Geometry
 
 # The scale of LIDC: 1 is ground glass, 5 is solid.
 TEXTURES = {

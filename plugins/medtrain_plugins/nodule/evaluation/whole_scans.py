@@ -15,6 +15,7 @@ import torch
 from medtrain.protocols import Evaluation, Rows, Undefined, as_terms, compute_all, evaluation_mode, move_batch
 from torch import nn
 
+from medtrain_plugins.imaging.volume import Geometry
 from medtrain_plugins.nodule.annotations.tables import Findings
 from medtrain_plugins.nodule.data.groups import SCAN, scans_of
 from medtrain_plugins.nodule.data.targets import make_heatmap, sigma_of, to_output
@@ -27,7 +28,6 @@ from medtrain_plugins.nodule.options import EvaluationOptions, PivotOptions
 from medtrain_plugins.nodule.scans.intensity import Intensity
 from medtrain_plugins.nodule.scans.lungs import lung_mask
 from medtrain_plugins.nodule.scans.resampling import AIR
-from medtrain_plugins.nodule.scans.volume import Geometry
 
 if TYPE_CHECKING:
     from medtrain import Run, Section

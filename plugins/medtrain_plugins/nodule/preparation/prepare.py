@@ -22,6 +22,7 @@ import numpy.typing as npt
 from medtrain.data import processes, read_table, refuse_mixture, write_report
 from medtrain.errors import DataError, UsageError, first_lines
 
+from medtrain_plugins.imaging.volume import Geometry, Volume
 from medtrain_plugins.nodule.annotations.luna16 import place_findings, read_characteristics, score_of_nodule, some
 from medtrain_plugins.nodule.annotations.tables import Findings, read_findings
 from medtrain_plugins.nodule.preparation.check import Finding, as_json, check_volume, quality
@@ -38,7 +39,6 @@ from medtrain_plugins.nodule.scans.manifest import (
 )
 from medtrain_plugins.nodule.scans.resampling import resample
 from medtrain_plugins.nodule.scans.sources import LeftOut, Source, Watch, find_sources
-from medtrain_plugins.nodule.scans.volume import Geometry, Volume
 
 Array = npt.NDArray[Any]
 
