@@ -1,6 +1,6 @@
-"""A scan in memory and its place in the patient: one axis order, one orientation, one world, whatever file it was in.
+"""A scan in memory and its position in the patient: one axis order, one orientation, one world, for every file format.
 
-Arrays are indexed z, y, x, and these axes run to the head, to the back and to the left as nearly as the voxels lie.
+Arrays are indexed z, y, x. These axes run to the head, to the back and to the left, as nearly as the voxel axes allow.
 World coordinates are x, y, z in millimetres in the patient system of DICOM and ITK: +x left, +y back, +z head (LPS).
 """
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from medtrain.errors import DataError
 
 Array = npt.NDArray[Any]
-# Of each canonical axis: the source axis it comes from, and whether it runs the other way.
+# For each canonical axis: the source axis it comes from, and whether it is reversed.
 Order = tuple[tuple[int, bool], tuple[int, bool], tuple[int, bool]]
 
 SOURCE_ORDER: Order = ((0, False), (1, False), (2, False))
@@ -63,7 +63,7 @@ class Geometry:
         return np.asarray(voxel, dtype=np.float64) @ self.affine[:3, :3].T + self.origin
 
     def contains(self, world: npt.ArrayLike, margin: float = 0.0) -> Array:
-        """Which points (N, 3) lie in a voxel, with up to `margin` mm to spare: (N,) bool."""
+        """Which points (N, 3) lie inside the volume, with a tolerance of `margin` mm: (N,) bool."""
         voxel = self.to_voxel(np.asarray(world, dtype=np.float64).reshape(-1, 3))
         slack = 0.5 + 1e-6 + margin / self.spacing
         inside = (voxel >= -slack) & (voxel <= np.array(self.shape) - 1 + slack)
@@ -72,10 +72,10 @@ class Geometry:
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A scan: `array` (Z, Y, X), int16 where that holds every value exactly and float32 otherwise, in HU for CT.
+    """A scan: `array` (Z, Y, X), int16 if that holds every value exactly, else float32; in HU for CT.
 
-    affine: as in Geometry. series, patient: UIDs, "" where the file does not say. provenance: where it comes from, as
-    JSON. notes: what the reader found odd and yet usable. order: how the axes were turned from the file's.
+    affine: as in Geometry. series, patient: UIDs, "" where the file has none. provenance: where it comes from, as JSON.
+    notes: unusual properties of a file that is still usable. order: how the file's axes were reordered.
     """
 
     array: Array
@@ -97,10 +97,10 @@ class Volume:
         provenance: Mapping[str, Any] | None = None,
         notes: tuple[str, ...] = (),
     ) -> Volume:
-        """Turns voxels as a file has them into the canonical orientation; none is interpolated.
+        """Turns a file's voxels into the canonical orientation, without interpolation.
 
-        array: three axes in any order. affine: (4, 4), its indices -> LPS mm. Raises DataError for an affine that
-        gives the voxels no place, and for arrays of other than three axes or without voxels.
+        array: three axes in any order. affine: (4, 4), its indices -> LPS mm. Raises DataError for a singular affine,
+        and for arrays that do not have three axes or have no voxels.
         """
         affine = np.asarray(affine, dtype=np.float64)
         where = str((provenance or {}).get("path", "volume"))
@@ -159,7 +159,7 @@ class Volume:
         return self.geometry.contains(world, margin)
 
     def to_source_order(self, array: Array) -> Array:
-        """An array on this volume's voxels, with the axes as the file had them; `of_source` turned them."""
+        """An array on this volume's voxels, with the file's order of axes."""
         sources = [source for source, _ in self.order]
         flipped = array[tuple(slice(None, None, -1 if flip else 1) for _, flip in self.order)]
         return np.ascontiguousarray(np.transpose(flipped, np.argsort(sources)))
@@ -181,10 +181,10 @@ class Volume:
 
 
 def read_volume(path: str | Path, *, series: str | None = None, force: bool = False) -> Volume:
-    """Reads a scan: a folder of DICOM files (folders in it included), or one file of any known format.
+    """Reads a scan: a folder of DICOM files (with subfolders), or one file of a known format.
 
-    series: which, where a folder holds several DICOM series. force: also take files without the mark of a DICOM file.
-    Raises DataError for what cannot be read or would lie about its geometry.
+    series: which one, if a folder holds several DICOM series. force: also read files without the DICOM prefix. Raises
+    DataError for files that cannot be read, or whose geometry would be wrong.
     """
     path = Path(path)
     name = path.name.lower()
@@ -214,7 +214,7 @@ def read_volume(path: str | Path, *, series: str | None = None, force: bool = Fa
 
 
 def read_geometry(path: str | Path, *, series: str | None = None, force: bool = False) -> Volume:
-    """As `read_volume`, by headers alone where the format has some: the array has the right shape and is all zero."""
+    """As `read_volume`, from headers alone if the format has them: the array has the right shape and is all zero."""
     path = Path(path)
     name = path.name.lower()
     if path.is_dir():
@@ -233,12 +233,12 @@ def read_geometry(path: str | Path, *, series: str | None = None, force: bool = 
 
 
 def no_pixels(shape: tuple[int, ...]) -> Array:
-    """Zeros of a shape that take no memory, for reading headers only; read-only."""
+    """Read-only zeros of a shape that take no memory, for reading headers only."""
     return np.broadcast_to(np.zeros((), dtype=np.int16), shape)
 
 
 def series_of_name(path: Path) -> str:
-    """The series a file is named for: its name without the format, as in LUNA16."""
+    """The series that a file is named after: its name without the suffix, as in LUNA16."""
     name = path.name
     for ending in sorted((*_NIFTI, *_ITK, *_PREPARED, ".dcm"), key=len, reverse=True):
         if name.lower().endswith(ending):
@@ -259,8 +259,8 @@ def _canonical_order(affine: Array) -> Order:
     """The assignment of axes to head, back and left with the largest sum of cosines.
 
     Numbers are compared in ten-thousandths. Voxels at 45 degrees have two assignments with equal sums: the one whose z
-    runs most nearly along the patient wins, then y, then x, then where the axes point to besides. The choice thus
-    depends on how the voxels lie, not on the order and the sense of the axes in the file.
+    is nearest to the patient's long axis wins, then y, then x, then the directions of the axes. So the choice depends
+    on how the voxels lie, not on the order and direction of the axes in the file.
     """
     cosines = (affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))[::-1]  # rows: world z, y, x
 
@@ -280,7 +280,7 @@ def _turn(array: Array, order: Order) -> Array:
 
 
 def _lean(array: Array) -> Array:
-    """int16 where every value is a whole number that fits, float32 otherwise; bool stays."""
+    """As int16 if every value is a whole number in its range, else as float32; bool stays bool."""
     if array.dtype in (np.int16, np.bool_):
         return array
     if array.dtype.kind in "iu":
