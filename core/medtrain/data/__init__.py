@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from medtrain_plugins.standard.splits.splitters import KFold, SingleSplit
     from medtrain_plugins.standard.splits.splitting import split_groups
 
+    from medtrain.data.adapters import NamedSamples, Weighted
     from medtrain.data.cache import cache_dir
     from medtrain.data.loader import Item, Loader, collate
     from medtrain.data.preparing import processes, refuse_mixture, write_report
-    from medtrain.data.split import Joined, Split
+    from medtrain.data.split import Joined, Part, Split
     from medtrain.data.tables import read_rows
     from medtrain.protocols.dataset import Augmentation, Data, Dataset, participants_of, sample_ids_of
 
@@ -26,8 +27,11 @@ _HOMES = {
     "Joined": "medtrain.data.split",
     "KFold": "medtrain_plugins.standard.splits.splitters",
     "Loader": "medtrain.data.loader",
+    "NamedSamples": "medtrain.data.adapters",
+    "Part": "medtrain.data.split",
     "SingleSplit": "medtrain_plugins.standard.splits.splitters",
     "Split": "medtrain.data.split",
+    "Weighted": "medtrain.data.adapters",
     "cache_dir": "medtrain.data.cache",
     "collate": "medtrain.data.loader",
     "assign_folds": "medtrain_plugins.standard.splits.partition",
@@ -51,8 +55,11 @@ __all__ = [
     "Joined",
     "KFold",
     "Loader",
+    "NamedSamples",
+    "Part",
     "SingleSplit",
     "Split",
+    "Weighted",
     "assign_folds",
     "cache_dir",
     "collate",

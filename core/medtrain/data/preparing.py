@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medtrain.errors import DataError, UsageError
+from medtrain.rundir.files import write_json
 
 Run = Callable[[Callable[[Any], Any], list[Any]], Iterable[Any]]
 
@@ -61,9 +62,7 @@ def write_report(report: Path, described: dict[str, Any]) -> None:
     """Write a report beside the results, in one move."""
     try:
         report.parent.mkdir(parents=True, exist_ok=True)
-        aside = report.with_name(f".{report.name}.new")
-        aside.write_text(json.dumps(described, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        aside.replace(report)
+        write_json(report, described)
     except OSError as error:
         raise UsageError(f"{report.parent}: cannot be written to ({error.strerror}); give another --out") from error
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from medtrain.errors import CheckpointError
-from medtrain.rundir.files import sha256
+from medtrain.rundir.files import sha256, sync_path
 
 SCHEMA = 1
 MODEL, TENSORS, STATE, MANIFEST = "model.safetensors", "state.safetensors", "state.json", "checkpoint.json"
@@ -59,8 +59,8 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     manifest = {"schema": SCHEMA, **checkpoint.facts, "sha256": checksums}
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False), encoding="utf-8")
     for path in aside.iterdir():
-        _sync(path)
-    _sync(aside)
+        sync_path(path)
+    sync_path(aside)
     _put(aside, folder)
 
 
@@ -74,8 +74,8 @@ def link(source: Path, folder: Path) -> None:
             os.link(path, aside / path.name)
         except OSError:
             shutil.copy2(path, aside / path.name)
-            _sync(aside / path.name)
-    _sync(aside)
+            sync_path(aside / path.name)
+    sync_path(aside)
     _put(aside, folder)
     shutil.rmtree(predecessor(folder), ignore_errors=True)
 
@@ -178,7 +178,7 @@ def _put(aside: Path, folder: Path) -> None:
         shutil.rmtree(predecessor(folder), ignore_errors=True)
         folder.rename(predecessor(folder))
     aside.rename(folder)
-    _sync(folder.parent)
+    sync_path(folder.parent)
 
 
 def _storable(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -243,14 +243,6 @@ def _unpack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if "$float" in value:
         return float(value["$float"])
     return {key: _unpack(item, tensors) for key, item in value.items()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def folders(parent: Path) -> Iterator[Path]:

@@ -35,7 +35,7 @@ from typing import Any, TextIO
 
 from medtrain._version import __version__
 from medtrain.errors import UsageError
-from medtrain.rundir.files import _umask, read_json, sha256, strict, write_json, write_text
+from medtrain.rundir.files import new_folder, read_json, sha256, strict, write_json, write_text
 
 SCHEMA = 1
 
@@ -81,26 +81,24 @@ class Maps:
         if (path / INDEX).is_file():
             return cls.open(path)
         check_creatable(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        (aside / CONFIG).write_text(config, encoding="utf-8")
-        write_json(aside / ENVIRONMENT, environment)
-        if objects:
-            write_json(aside / OBJECTS, objects)
-        index = {
-            "schema": SCHEMA,
-            "medtrain": __version__,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "plugins": plugins,
-            "sha256": {file.name: sha256(file) for file in sorted(aside.iterdir())},
-        }
-        write_json(aside / INDEX, index)
-        aside.chmod(0o777 & ~_umask())
         try:
-            aside.rename(path)
+            with new_folder(path) as aside:
+                (aside / CONFIG).write_text(config, encoding="utf-8")
+                write_json(aside / ENVIRONMENT, environment)
+                if objects:
+                    write_json(aside / OBJECTS, objects)
+                index = {
+                    "schema": SCHEMA,
+                    "medtrain": __version__,
+                    "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "plugins": plugins,
+                    "sha256": {file.name: sha256(file) for file in sorted(aside.iterdir())},
+                }
+                write_json(aside / INDEX, index)
         except OSError:
-            shutil.rmtree(aside)
-            return cls.open(path)
+            if not (path / INDEX).is_file():
+                raise
+            return cls.open(path)  # another process, training another split, was faster
         return cls(path)
 
     @classmethod
@@ -239,7 +237,8 @@ class SplitFolder:
         return read_json(self.path / "split.json")
 
     def write_status(self, status: str, **facts: Any) -> None:
-        write_json(self.path / "status.json", {"status": status, "process": os.getpid(), **facts})
+        # Not synced: it is written every second, and a resume reads the checkpoint instead.
+        write_json(self.path / "status.json", {"status": status, "process": os.getpid(), **facts}, sync=False)
 
     def status(self) -> dict[str, Any]:
         """The status; "running" or "paused" of a process that is gone becomes "killed"."""

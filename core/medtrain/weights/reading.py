@@ -23,6 +23,7 @@ from medtrain.plugins import Plugins, load
 from medtrain.protocols.weights import State, Weights
 from medtrain.rundir import checkpoint
 from medtrain.rundir.directory import Maps
+from medtrain.rundir.files import replace_file
 
 # The one key of the metadata of a safetensors file that tells what the weights are; its value is JSON.
 METADATA = "medtrain"
@@ -39,7 +40,7 @@ def read(plugins: Plugins, plugin: str, config: RunConfig, paths: Sequence[Path]
             raise ConfigError(f"{path}: there is no such weights file")
     if len(paths) == 1 and (own := _read_own(paths[0], plugin)) is not None:
         return own
-    found: Any = plugins.ask("import_weights", config=config, paths=list(paths))
+    found: Any = plugins.first_result("import_weights", config=config, paths=list(paths))
     if found is not None and found is not NONE:
         weights: Weights = found
         return weights
@@ -198,7 +199,12 @@ def write(path: Path, state: Mapping[str, torch.Tensor], about: Mapping[str, Any
 def write_pickle(path: Path, state: Mapping[str, torch.Tensor]) -> None:
     """Write a plain state dict with `torch.save`, for tools that read nothing else."""
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
-    _put(path, lambda aside: torch.save(tensors, aside))
+
+    def save(aside: Path) -> None:
+        with aside.open("wb") as file:  # given a name, torch writes it into the file
+            torch.save(tensors, file)
+
+    _put(path, save)
 
 
 def about(plugin: str, options: Mapping[str, Any], paths: Sequence[Path]) -> dict[str, Any]:
@@ -229,12 +235,10 @@ def inspect(path: Path) -> tuple[State, dict[str, Any] | None]:
 
 
 def _put(path: Path, save: Any) -> None:
-    aside = path.with_name(f".{path.name}.new")
     try:
-        save(aside)
-        aside.replace(path)
+        with replace_file(path) as aside:
+            save(aside)
     except (OSError, RuntimeError, SafetensorError) as error:
-        aside.unlink(missing_ok=True)
         raise UsageError(f"{path}: cannot be written ({error}); give another --out") from None
 
 

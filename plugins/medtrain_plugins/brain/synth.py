@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,6 +22,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 from medtrain.errors import UsageError
+from medtrain.rundir import new_folder
 
 from medtrain_plugins.brain.data.bids import DESCRIPTION
 
@@ -126,19 +125,11 @@ def synthesize(
     _refuse_foreign(out)
     people = draw_participants(participants, sites, seed)
     scanners = [Scanner.draw(np.random.default_rng([seed, 2, site])) for site in range(sites)]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        tree = scratch / "new"
+    with new_folder(out, replace=True, sync=False) as tree:
         _write_tables(tree, people, sessions, settings)
         for person in people:
             for visit in range(sessions):
                 _write_visit(tree, person, scanners[person.site], visit, size, variant, signal)
-        if out.exists():
-            out.rename(scratch / "old")
-        tree.rename(out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return {
         "participants": participants,
         "ill": sum(person.ill for person in people),

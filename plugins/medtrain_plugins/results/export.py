@@ -20,6 +20,7 @@ from medtrain.protocols.weights import Check, Weights
 from medtrain.run import Run
 from medtrain.rundir import checkpoint
 from medtrain.rundir.directory import Maps, SplitFolder
+from medtrain.rundir.files import replace_file
 from medtrain.runtime import distributed
 from medtrain.weights import reading as weights
 
@@ -75,17 +76,14 @@ def export_model(
     run = Run(found.config, model.eval(), world.device, found.split, step=facts.get("step", 0))
     run.checkpoint, run.epoch = found.folder, facts.get("epoch", 0)
 
-    aside = out.with_name(f".{out.name}.new")
     held_against = Check(found.data, max_drop) if check else None
     try:
-        answer = found.plugins.ask("export", run=run, format=format, path=aside, check=held_against)
-        if answer is None or answer is NONE:
-            answer = _write_plain(aside, format, found)
-        aside.replace(out)
+        with replace_file(out) as aside:
+            answer = found.plugins.first_result("export", run=run, format=format, path=aside, check=held_against)
+            if answer is None or answer is NONE:
+                answer = _write_plain(aside, format, found)
     except OSError as error:
         raise UsageError(f"{out}: cannot be written ({error}); give another --out") from None
-    finally:
-        aside.unlink(missing_ok=True)
     notes = [*found.weights.notes, *answer.pop("notes", [])]
     told = {"out": str(out), "format": format, "bytes": out.stat().st_size, "source": found.name}
     return {**told, **answer, "notes": notes}

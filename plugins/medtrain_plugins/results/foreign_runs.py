@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +22,7 @@ from medtrain.rundir import directory as maps
 from medtrain.rundir.checkpoint import Checkpoint
 from medtrain.rundir.directory import Maps, SplitFolder
 from medtrain.rundir.environment import environment
+from medtrain.rundir.files import new_folder
 from medtrain.user_objects import record
 
 
@@ -65,17 +64,13 @@ def write_run(path: Path, splits: Sequence[ImportedSplit], source: str) -> None:
     Raises UsageError for a folder that is not empty or cannot be written.
     """
     maps.check_creatable(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as aside:
+    with new_folder(path) as aside:
         config = splits[0].config
         rows = installed(config.run.plugins)
-        run = Maps.create(Path(aside) / "run", config.to_toml(), rows, environment())
+        run = Maps.create(aside, config.to_toml(), rows, environment())
         for split in splits:
             _write_split(run.split(split.number), split, source)
         run.write_index()
-        if path.exists():
-            path.rmdir()  # empty: it was looked at above
-        shutil.move(run.path, path)
 
 
 def _write_split(folder: SplitFolder, split: ImportedSplit, source: str) -> None:

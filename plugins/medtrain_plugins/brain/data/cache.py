@@ -16,7 +16,7 @@ import logging
 import math
 import mmap
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from medtrain.errors import ConfigError, DataError
+from medtrain.rundir import replace_file, write_json
 
 Array = npt.NDArray[Any]
 
@@ -167,32 +168,23 @@ def _write(
     before = _mapped_entries(folder, old, [entry for entry in copied if entry]) if old else None
     entries: list[dict[str, Any]] = []
     end = unchanged = 0
-    handle, scratch = tempfile.mkstemp(prefix=".images-", dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for number, entry in enumerate(copied):
-                if entry is not None and before is not None:
-                    array: Any = before.get(unchanged)
-                    name, origin = entry["name"], entry["sources"]
-                    unchanged += 1
-                else:
-                    # Looked at before it is read: a change in between is seen as one next time.
-                    name, origin = sources[number].name, [_fingerprint(path) for path in sources[number].files]
-                    array = np.ascontiguousarray(make(number))
-                file.write(b"\0" * (end - file.tell()))
-                file.write(array.data if array.size else b"")
-                shape, dtype = list(array.shape), array.dtype.str
-                entries.append({"name": name, "offset": end, "shape": shape, "dtype": dtype, "sources": origin})
-                end += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-            file.truncate(max(end, 1))
-            file.flush()
-            os.fsync(file.fileno())
-        identity = json.dumps([settings, entries], sort_keys=True).encode()
-        data = f"images-{hashlib.sha256(identity).hexdigest()[:16]}.bin"
-        Path(scratch).replace(folder / data)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+    data = f"images-{secrets.token_hex(8)}.bin"
+    with replace_file(folder / data) as aside, aside.open("wb") as file:
+        for number, entry in enumerate(copied):
+            if entry is not None and before is not None:
+                array: Any = before.get(unchanged)
+                name, origin = entry["name"], entry["sources"]
+                unchanged += 1
+            else:
+                # Looked at before it is read: a change in between is seen as one next time.
+                name, origin = sources[number].name, [_fingerprint(path) for path in sources[number].files]
+                array = np.ascontiguousarray(make(number))
+            file.write(b"\0" * (end - file.tell()))
+            file.write(array.data if array.size else b"")
+            shape, dtype = list(array.shape), array.dtype.str
+            entries.append({"name": name, "offset": end, "shape": shape, "dtype": dtype, "sources": origin})
+            end += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+        file.truncate(max(end, 1))
     index: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -201,12 +193,7 @@ def _write(
         "bytes": max(end, 1),
         "entries": entries,
     }
-    scratch_index = folder / f".{INDEX}-{os.getpid()}"
-    with scratch_index.open("w", encoding="utf-8") as text:
-        json.dump(index, text, indent=1)
-        text.flush()
-        os.fsync(text.fileno())
-    scratch_index.replace(folder / INDEX)
+    write_json(folder / INDEX, index)
     # Who has the old file open keeps it until the end.
     for other in folder.glob("images-*.bin"):
         if other.name != data:

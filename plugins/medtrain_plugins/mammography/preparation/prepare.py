@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from medtrain.data import processes, refuse_mixture, write_report
 from medtrain.errors import DataError, UsageError, first_lines, nearest
+from medtrain.rundir import replace_file
 from PIL import Image as PillowImage
 
 from medtrain_plugins.mammography.cohort.cohort import Problems
@@ -243,10 +244,9 @@ def _make(plan: Planned, out: Path, settings: ImagePreparation) -> SkippedFile |
             raise Refusal("flat image", str(error)) from None
     except Refusal as refusal:
         return SkippedFile(plan.source.label, *refusal.args)
-    aside = out / f".{plan.name}.new"
     try:
-        PillowImage.fromarray(pixels).save(aside, format="PNG")
-        aside.replace(out / plan.name)
+        with replace_file(out / plan.name) as aside:
+            PillowImage.fromarray(pixels).save(aside, format="PNG")
     except OSError as error:
         raise DataError(f"{out / plan.name}: cannot be written ({error.strerror or error})") from error
     return None

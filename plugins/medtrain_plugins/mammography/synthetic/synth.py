@@ -18,7 +18,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from medtrain.errors import UsageError
+from medtrain.rundir import new_folder
 from PIL import Image as PillowImage
 
 from medtrain_plugins.mammography.cohort.layouts import RACES
@@ -138,9 +138,7 @@ def synthesize(
     women = list(draw_women(settings))
     workers = min(workers or os.cpu_count() or 1, patients)
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-        folder = Path(scratch) / "new"
+    with new_folder(out, replace=True, sync=False) as folder:
         for name in FOLDERS:
             (folder / name).mkdir(parents=True)
         jobs = [(woman, settings, folder) for woman in women]
@@ -152,9 +150,6 @@ def synthesize(
         _write_table(folder / TABLE, COLUMNS, ",", [row for rows, _ in written for row in rows])
         _write_table(folder / MASSES, MASS_COLUMNS, "\t", [row for _, masses in written for row in masses])
         (folder / SETTINGS).write_text(json.dumps(vars(settings), indent=2) + "\n", encoding="utf-8")
-        if out.exists():
-            out.rename(Path(scratch) / "old")
-        folder.rename(out)
     return {
         "patients": patients,
         "cases": sum(woman.case for woman in women),

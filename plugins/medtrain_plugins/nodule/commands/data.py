@@ -187,9 +187,9 @@ def check(
     for line in by_kind(found):
         click.echo(f"  - {line}")
     if out is not None:
-        from medtrain_plugins.nodule.scans.manifest import replace_file
+        from medtrain_plugins.nodule.scans.manifest import write_file
 
-        replace_file(out, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+        write_file(out, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
         click.echo(out)
     if as_json:
         click.echo(json.dumps({"status": "valid" if counts["is_valid"] else "invalid", **report}, allow_nan=False))

@@ -75,12 +75,12 @@ def write_evaluation(folder: Path, evaluation: NoduleEvaluation, title: str) -> 
 
 def write_cases(path: Path, evaluation: NoduleEvaluation) -> None:
     """One row per nodule (TP, FN) and per other candidate (FP, duplicate, ignored, capped, unknown_series)."""
-    aside = path.with_name(f".{path.name}.new")
-    with aside.open("w", encoding="utf-8", newline="") as file:
+    from medtrain.rundir import replace_file
+
+    with replace_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows(_cases(evaluation))
-    aside.replace(path)
 
 
 def _cases(evaluation: NoduleEvaluation) -> Iterator[list[Any]]:

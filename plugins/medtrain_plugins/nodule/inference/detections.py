@@ -23,7 +23,7 @@ from medtrain_plugins.nodule.evaluation.report import LIMITS
 from medtrain_plugins.nodule.inference.predict import DetectedScan, LocatedCandidate, as_properties, settings_of
 from medtrain_plugins.nodule.preparation.show import show_scan
 from medtrain_plugins.nodule.scans.intensity import Intensity
-from medtrain_plugins.nodule.scans.manifest import Nodule, replace_file
+from medtrain_plugins.nodule.scans.manifest import Nodule, write_file
 from medtrain_plugins.nodule.scans.volume import RAS_TO_LPS, Volume
 
 Array = NDArray[Any]
@@ -136,7 +136,7 @@ def write_detections(
         raise UsageError(f"{out}: cannot be written to ({error.strerror or error}); name another folder") from None
     table = found.table()
     table["seriesuid"] = series
-    replace_file(out / TABLE, table.to_csv(index=False).encode())
+    write_file(out / TABLE, table.to_csv(index=False).encode())
     paths = [out / TABLE]
     if heatmap:
         # Four digits are precise enough for a probability, and take a tenth of the space.
@@ -146,10 +146,10 @@ def write_detections(
         paths.append(_write_nifti(out / MASK, found.on_input(found.labels, "nearest"), found.volume))
     if panels:
         paths += _write_panels(found, out, panels)
-    replace_file(out / SCHEMA_FILE, (json.dumps(json_schema(), indent=1) + "\n").encode())
+    write_file(out / SCHEMA_FILE, (json.dumps(json_schema(), indent=1) + "\n").encode())
     document = describe(found, series, patient, deidentify, [path.name for path in paths])
     text = document.model_dump_json(by_alias=True, indent=1)
-    replace_file(out / DOCUMENT, (text + "\n").encode())
+    write_file(out / DOCUMENT, (text + "\n").encode())
     return [*paths, out / SCHEMA_FILE, out / DOCUMENT]
 
 
@@ -237,7 +237,7 @@ def _write_nifti(path: Path, array: Array, volume: Volume) -> Path:
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
-    replace_file(path, _compressed(image))
+    write_file(path, _compressed(image))
     return path
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medtrain.errors import DataError
+from medtrain.rundir import sha256
 
 from medtrain_plugins.nodule.annotations.tables import read_findings, read_series
 from medtrain_plugins.nodule.preparation.check import (
@@ -20,7 +21,7 @@ from medtrain_plugins.nodule.preparation.check import (
     quality,
     summary,
 )
-from medtrain_plugins.nodule.scans.manifest import ManifestRow, checksum_of, open_array, read_manifest
+from medtrain_plugins.nodule.scans.manifest import ManifestRow, open_array, read_manifest
 from medtrain_plugins.nodule.scans.sources import Source, Watch, find_sources
 from medtrain_plugins.nodule.scans.volume import Geometry, Volume, read_geometry, read_volume
 
@@ -150,7 +151,7 @@ def _check_manifest(path: Path, margin: float, found: list[FailedCheck], watch: 
     for row in watch(rows, len(rows), "Prepared scans"):
         total += len(_ROW)
         where = row.image
-        if checksum_of(Path(row.image)) != row.checksum:
+        if sha256(Path(row.image)) != row.checksum:
             found.append(FailedCheck("checksum", "error", where, "is not the file that was prepared; prepare it again"))
         try:
             row.open()

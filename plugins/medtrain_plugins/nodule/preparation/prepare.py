@@ -32,7 +32,7 @@ from medtrain_plugins.nodule.scans.manifest import (
     ManifestRow,
     Nodule,
     read_sidecar,
-    replace_file,
+    write_file,
     write_manifest,
     write_prepared,
 )
@@ -310,7 +310,7 @@ def _write_beside(image: Path, kind: str, array: Array) -> str:
     path = image.with_name(f"{image.stem}.{kind}.npy")
     content = io.BytesIO()
     np.lib.format.write_array(content, np.ascontiguousarray(array), allow_pickle=False)
-    replace_file(path, content.getvalue())
+    write_file(path, content.getvalue())
     return path.name
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from medtrain.errors import DataError
+from medtrain.rundir import replace_file
 
 from medtrain_plugins.nodule.scans.intensity import Intensity
 from medtrain_plugins.nodule.scans.manifest import ManifestRow, Nodule
@@ -155,7 +156,6 @@ def _figure() -> tuple[Any, Any]:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    aside = path.with_name(f".{path.name}.new")
-    figure.savefig(aside, dpi=120, format="png")
-    aside.replace(path)
+    with replace_file(path) as aside:
+        figure.savefig(aside, dpi=120, format="png")
     return path

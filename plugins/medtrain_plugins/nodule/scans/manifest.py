@@ -5,16 +5,17 @@ The manifest is JSON lines: one row per scan, with its geometry, its nodules and
 
 from __future__ import annotations
 
+import hashlib
 import json
-import secrets
-from collections.abc import Iterable
-from hashlib import sha256
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from medtrain.errors import DataError, first_lines
+from medtrain.rundir import replace_file, sha256
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from medtrain_plugins.nodule.scans.volume import Geometry, Volume
@@ -145,7 +146,7 @@ def read_manifest(path: str | Path, *, verify: bool = False) -> list[ManifestRow
         problems += [
             f"{row.image}: is not the file that was prepared (its checksum differs)"
             for row in rows
-            if Path(row.image).is_file() and checksum_of(Path(row.image)) != row.checksum
+            if Path(row.image).is_file() and sha256(Path(row.image)) != row.checksum
         ]
     if problems:
         raise DataError(f"{path}: {len(problems)} problems\n{first_lines(problems)}")
@@ -157,8 +158,8 @@ def write_manifest(path: Path, rows: Iterable[ManifestRow]) -> str:
     folder = path.parent.resolve()
     lines = [row.model_copy(update=_relative(row, folder)).model_dump_json(exclude_defaults=True) for row in rows]
     text = "".join(line + "\n" for line in lines)
-    replace_file(path, text.encode())
-    return sha256(text.encode()).hexdigest()
+    write_file(path, text.encode())
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_prepared(path: Path, volume: Volume, extra: dict[str, Any] | None = None) -> str:
@@ -166,17 +167,10 @@ def write_prepared(path: Path, volume: Volume, extra: dict[str, Any] | None = No
 
     extra: further entries of the `.json`.
     """
-    aside = _aside(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _replaced(path) as aside:
         with aside.open("wb") as file:
             np.lib.format.write_array(file, np.ascontiguousarray(volume.array), allow_pickle=False)
-        checksum = checksum_of(aside)
-        aside.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        aside.unlink(missing_ok=True)
+        checksum = sha256(aside)
     told = {
         "shape": list(volume.shape),
         "affine": volume.affine.tolist(),
@@ -188,7 +182,7 @@ def write_prepared(path: Path, volume: Volume, extra: dict[str, Any] | None = No
         "checksum": checksum,
         **(extra or {}),
     }
-    replace_file(sidecar(path), (json.dumps(told, allow_nan=False) + "\n").encode())
+    write_file(sidecar(path), (json.dumps(told, allow_nan=False) + "\n").encode())
     return checksum
 
 
@@ -235,30 +229,21 @@ def sidecar(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def checksum_of(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal text."""
-    digest = sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def replace_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
     """Writes a file, complete or not at all. Raises DataError."""
-    aside = _aside(path)
+    with _replaced(path) as aside:
+        aside.write_bytes(content)
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """`replace_file` in a folder that is made when needed. Raises DataError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(content)
-        aside.replace(path)
+        with replace_file(path) as aside:
+            yield aside
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
 
 
 _PATHS = ("image", "lungs", "mask")

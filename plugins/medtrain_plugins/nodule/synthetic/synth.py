@@ -18,7 +18,7 @@ from medtrain_plugins.nodule.scans.manifest import (
     MANIFEST,
     ManifestRow,
     Nodule,
-    replace_file,
+    write_file,
     write_manifest,
     write_prepared,
 )
@@ -122,7 +122,7 @@ def synthesize(out: Path, scans: int = 40, seed: int = 0, **settings: Any) -> di
     for name, lines in tables.items():
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(lines)
-        replace_file(out / f"{name}.csv", text.getvalue().encode())
+        write_file(out / f"{name}.csv", text.getvalue().encode())
     return {
         "scans": scans,
         "nodules": len(tables["annotations"]) - 1,
@@ -141,7 +141,7 @@ def demo_manifest(folder: Path, scans: int = 48, seed: int = 0, **settings: Any)
         checksum = write_prepared(image, scan.volume)
         content = io.BytesIO()
         np.lib.format.write_array(content, scan.phantom.mask, allow_pickle=False)
-        replace_file(mask, content.getvalue())
+        write_file(mask, content.getvalue())
         z, y, x = scan.phantom.hu.shape
         found = [_nodule(scan, number) for number in range(len(scan.phantom.nodules))]
         relevant = [nodule.relevant for nodule in scan.phantom.nodules]

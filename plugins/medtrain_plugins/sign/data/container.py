@@ -10,9 +10,8 @@ Nothing in it is pickled. It is written aside and put in its place when complete
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from medtrain.errors import DataError, UsageError
+from medtrain.rundir import new_folder
 
 from medtrain_plugins.sign.data.landmarks import CHANNELS, LANDMARKS, Frames, Normalisation, normalisation_of
 from medtrain_plugins.sign.data.mapped import MappedArray, describe
@@ -98,19 +98,12 @@ def writing(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place when the block is through, and is gone when it fails."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: already there and not empty; give another --out")
-    aside = out.with_name(f".{out.name}.partial")
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
-    try:
+    with ExitStack() as stack:
+        try:
+            aside = stack.enter_context(new_folder(out))
+        except OSError as error:
+            raise UsageError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
         yield aside
-        if out.exists():
-            out.rmdir()
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def is_container(folder: Path) -> bool:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import pickle
 import re
 import zipfile
@@ -27,6 +26,7 @@ import numpy as np
 import pandas as pd
 from medtrain.data import cache_dir
 from medtrain.errors import DataError, first_lines
+from medtrain.rundir import replace_file
 
 from medtrain_plugins.sign.data.container import COLUMNS, FRAMES, Clip, frames_array, is_container, read_index
 from medtrain_plugins.sign.data.landmarks import CHANNELS, LANDMARKS, Frames
@@ -322,9 +322,8 @@ def _looked_through(base: Path, files: list[Path], scan: Callable[[], pd.DataFra
     index = scan()
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
-        aside = cached.with_suffix(f".{os.getpid()}.partial")
-        index.to_parquet(aside, index=False)
-        aside.replace(cached)
+        with replace_file(cached, sync=False) as aside:  # a damaged one is made anew
+            index.to_parquet(aside, index=False)
     except OSError as error:
         log.warning("The table of clips could not be kept in %s (%s); it is made anew next time", cached, error)
     return index

@@ -265,7 +265,8 @@ def write_published(model: SignTransformer, options: KArSLOptions, path: Path) -
     the model has; readers take both from the path.
     """
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    torch.save({"model": state, "optimizer": {}, "scheduler": {}}, path)
+    with path.open("wb") as file:  # given a name, torch writes it into the file
+        torch.save({"model": state, "optimizer": {}, "scheduler": {}}, file)
     size = "_".join(map(str, (options.model_size[0], options.size.heads, options.size.layers)))
     numbers = options.sign_numbers
     notes = [

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import secrets
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medtrain.data.tables import PARTICIPANT, SESSION, read_rows
 from medtrain.errors import DataError, UsageError, first_lines, nearest
+from medtrain.rundir import new_folder
 
 from medtrain_plugins.standard.splits.partition import (
     assign_folds,
@@ -30,7 +30,6 @@ from medtrain_plugins.standard.splits.partition import (
 
 if TYPE_CHECKING:
     import pandas as pd
-from medtrain.data.tables import PARTICIPANT, SESSION, read_rows
 
 TRAIN, BASELINE = "train", "_baseline"
 
@@ -455,23 +454,18 @@ def _json(value: dict[str, Any]) -> str:
 
 def _publish(parent: Path, stem: str, files: dict[str, str]) -> Path:
     """Write a folder aside and give it the first free name: it is there whole or not at all."""
-    aside = parent / f".{stem}.{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        for path, text in files.items():
-            (aside / path).parent.mkdir(parents=True, exist_ok=True)
-            (aside / path).write_text(text, encoding="utf-8")
-        for target in _names(parent, stem):
-            try:
-                return aside.rename(target)
-            except OSError:
-                # Another process took the name in the meantime.
-                if not target.exists():
-                    raise
-        raise AssertionError("names do not run out")
-    except OSError as error:
-        raise UsageError(f"{parent}: the split cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    for target in _names(parent, stem):
+        try:
+            with new_folder(target) as aside:
+                for path, text in files.items():
+                    (aside / path).parent.mkdir(parents=True, exist_ok=True)
+                    (aside / path).write_text(text, encoding="utf-8")
+            return target
+        except OSError as error:
+            # When it is there, another process took the name in the meantime.
+            if not target.exists():
+                raise UsageError(f"{parent}: the split cannot be written: {error.strerror or error}") from None
+    raise AssertionError("names do not run out")
 
 
 def _names(parent: Path, stem: str) -> Iterator[Path]:
