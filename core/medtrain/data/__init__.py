@@ -16,11 +16,22 @@ if TYPE_CHECKING:
     from medtrain.data.loader import Item, Loader, collate
     from medtrain.data.preparing import processes, refuse_mixture, write_report
     from medtrain.data.split import Joined, Part, Split
-    from medtrain.data.tables import read_rows
+    from medtrain.data.tables import (
+        BIDS_MISSING,
+        CSV_MISSING,
+        infer_types,
+        missing_words,
+        parse_numbers,
+        read_cells,
+        read_table,
+        table_from_rows,
+    )
     from medtrain.protocols.dataset import Augmentation, Data, Dataset, participants_of, sample_ids_of
 
 _HOMES = {
     "Augmentation": "medtrain.protocols.dataset",
+    "BIDS_MISSING": "medtrain.data.tables",
+    "CSV_MISSING": "medtrain.data.tables",
     "Data": "medtrain.protocols.dataset",
     "Dataset": "medtrain.protocols.dataset",
     "Item": "medtrain.data.loader",
@@ -36,18 +47,25 @@ _HOMES = {
     "collate": "medtrain.data.loader",
     "assign_folds": "medtrain_plugins.standard.splits.partition",
     "hold_out": "medtrain_plugins.standard.splits.partition",
+    "infer_types": "medtrain.data.tables",
     "make_kfold": "medtrain_plugins.standard.splits.split_tables",
     "make_split": "medtrain_plugins.standard.splits.split_tables",
+    "missing_words": "medtrain.data.tables",
+    "parse_numbers": "medtrain.data.tables",
     "participants_of": "medtrain.protocols.dataset",
     "processes": "medtrain.data.preparing",
-    "read_rows": "medtrain.data.tables",
+    "read_cells": "medtrain.data.tables",
+    "read_table": "medtrain.data.tables",
     "refuse_mixture": "medtrain.data.preparing",
     "sample_ids_of": "medtrain.protocols.dataset",
     "split_groups": "medtrain_plugins.standard.splits.splitting",
+    "table_from_rows": "medtrain.data.tables",
     "write_report": "medtrain.data.preparing",
 }
 
 __all__ = [
+    "BIDS_MISSING",
+    "CSV_MISSING",
     "Augmentation",
     "Data",
     "Dataset",
@@ -64,14 +82,19 @@ __all__ = [
     "cache_dir",
     "collate",
     "hold_out",
+    "infer_types",
     "make_kfold",
     "make_split",
+    "missing_words",
+    "parse_numbers",
     "participants_of",
     "processes",
-    "read_rows",
+    "read_cells",
+    "read_table",
     "refuse_mixture",
     "sample_ids_of",
     "split_groups",
+    "table_from_rows",
     "write_report",
 ]
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from medtrain.errors import DataError
 
-from medtrain_plugins.nodule.scans.volume import Volume
+from medtrain_plugins.imaging.volume import Volume
 
 Array = npt.NDArray[Any]
 Kind = Literal["nodule", "small_nodule", "non_nodule"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from medtrain.data import parse_numbers, read_cells
 from medtrain.errors import DataError
 from pydantic import ValidationError
 
-from medtrain_plugins.nodule.annotations.tables import SEPARATORS, Findings
+from medtrain_plugins.imaging.volume import Geometry
+from medtrain_plugins.nodule.annotations.tables import Findings
 from medtrain_plugins.nodule.annotations.triage import score_nodule
 from medtrain_plugins.nodule.scans.manifest import Nodule
-from medtrain_plugins.nodule.scans.volume import Geometry
 
 # The scale of LIDC: 1 is ground glass, 5 is solid.
 TEXTURES = {
@@ -110,24 +110,20 @@ def place_findings(
 def read_characteristics(path: Path) -> dict[str, dict[str, Any]]:
     """Columns that describe nodules, in addition to the challenge's own: place ("a.csv:7") -> field -> value."""
     found: dict[str, dict[str, Any]] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        first = file.readline()
-        file.seek(0)
-        reader = csv.reader(file, delimiter=max(SEPARATORS, key=first.count))
-        header = [name.strip().lower() for name in next(reader, [])]
-        columns = {name: header.index(name) for name in _MORE if name in header}
-        for row in reader if columns else ():
-            values: dict[str, Any] = {}
-            for name, column in columns.items():
-                text = row[column].strip() if column < len(row) else ""
-                if not text:
-                    continue
-                try:
-                    values[name] = text if name == "growth" else float(text)
-                except ValueError:
-                    raise DataError(f"{path.name}:{reader.line_num}: {name} is {text!r}, not a number") from None
-            if values:
-                found[f"{path.name}:{reader.line_num}"] = values
+    header, rows, lines = read_cells(path)
+    names = [name.lower() for name in header]
+    for name in _MORE:
+        if name not in names:
+            continue
+        cells = [row[names.index(name)] for row in rows]
+        values: Sequence[Any] = cells
+        if name != "growth":
+            values, bad = parse_numbers(cells, empty=True)
+            if len(bad):
+                raise DataError(f"{path.name}:{lines[bad[0]]}: {name} is {cells[bad[0]]!r}, not a number")
+        for line, cell, value in zip(lines, cells, values, strict=True):
+            if cell:
+                found.setdefault(f"{path.name}:{line}", {})[name] = cell if name == "growth" else float(value)
     return found
 
 

@@ -11,6 +11,7 @@ import torch
 from medtrain.protocols import Evaluation, Rows, as_terms, compute_all, evaluation_mode, move_batch
 from torch import nn
 
+from medtrain_plugins.imaging.volume import Geometry
 from medtrain_plugins.nodule.data.groups import SCAN, scans_of
 from medtrain_plugins.nodule.data.targets import make_heatmap, sigma_of, to_output
 from medtrain_plugins.nodule.evaluation.metrics import metrics_of
@@ -22,7 +23,6 @@ from medtrain_plugins.nodule.options import PivotOptions
 from medtrain_plugins.nodule.scans.intensity import Intensity
 from medtrain_plugins.nodule.scans.lungs import lung_mask
 from medtrain_plugins.nodule.scans.resampling import AIR
-from medtrain_plugins.nodule.scans.volume import Geometry
 
 if TYPE_CHECKING:
     from medtrain import Run

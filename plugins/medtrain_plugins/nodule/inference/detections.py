@@ -18,13 +18,13 @@ from medtrain.errors import UsageError
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from medtrain_plugins.imaging.volume import RAS_TO_LPS, Volume
 from medtrain_plugins.nodule.annotations.triage import risk_group, score_of, summarize_triage
 from medtrain_plugins.nodule.evaluation.report import LIMITS
 from medtrain_plugins.nodule.inference.predict import DetectedScan, LocatedCandidate, as_properties, settings_of
 from medtrain_plugins.nodule.preparation.show import show_scan
 from medtrain_plugins.nodule.scans.intensity import Intensity
 from medtrain_plugins.nodule.scans.manifest import Nodule, write_file
-from medtrain_plugins.nodule.scans.volume import RAS_TO_LPS, Volume
 
 Array = NDArray[Any]
 Point = tuple[float, float, float]

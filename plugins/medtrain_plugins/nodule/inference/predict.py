@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import nn
 
+from medtrain_plugins.imaging.volume import Volume
 from medtrain_plugins.nodule.annotations.properties import NoduleProperties, measure_nodule, sphere_box, sphere_volume
 from medtrain_plugins.nodule.annotations.triage import risk_group, score_of
 from medtrain_plugins.nodule.inference.calibration import Calibration
@@ -30,7 +31,7 @@ from medtrain_plugins.nodule.options import InferenceOptions
 from medtrain_plugins.nodule.scans.intensity import Intensity
 from medtrain_plugins.nodule.scans.lungs import lung_mask
 from medtrain_plugins.nodule.scans.resampling import AIR, resample, resample_array
-from medtrain_plugins.nodule.scans.volume import FORMATS, Volume, read_volume
+from medtrain_plugins.nodule.scans.volume import FORMATS, read_volume
 
 if TYPE_CHECKING:
     from medtrain_plugins.nodule.options import PivotOptions

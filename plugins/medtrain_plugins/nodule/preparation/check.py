@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from medtrain_plugins.imaging.volume import Geometry, Volume
 from medtrain_plugins.nodule.annotations.luna16 import repeated_rows, some
 from medtrain_plugins.nodule.annotations.tables import Findings
-from medtrain_plugins.nodule.scans.volume import Geometry, Volume
 
 Array = npt.NDArray[Any]
 Severity = Literal["error", "warning"]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from medtrain.errors import DataError
 from medtrain.rundir import sha256
 
+from medtrain_plugins.imaging.volume import Geometry, Volume
 from medtrain_plugins.nodule.annotations.tables import read_findings, read_series
 from medtrain_plugins.nodule.preparation.check import (
     FailedCheck,
@@ -23,7 +24,7 @@ from medtrain_plugins.nodule.preparation.check import (
 )
 from medtrain_plugins.nodule.scans.manifest import ManifestRow, open_array, read_manifest
 from medtrain_plugins.nodule.scans.sources import Source, Watch, find_sources
-from medtrain_plugins.nodule.scans.volume import Geometry, Volume, read_geometry, read_volume
+from medtrain_plugins.nodule.scans.volume import read_geometry, read_volume
 
 # Number of checks of a geometry, of values, of a table.
 _GEOMETRY = ("readable", "shape", "spacing", "anisotropy", "reader", "repeated series")

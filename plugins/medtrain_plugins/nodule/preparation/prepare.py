@@ -19,9 +19,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from medtrain.data import processes, refuse_mixture, write_report
+from medtrain.data import processes, read_table, refuse_mixture, write_report
 from medtrain.errors import DataError, UsageError, first_lines
 
+from medtrain_plugins.imaging.volume import Geometry, Volume
 from medtrain_plugins.nodule.annotations.luna16 import place_findings, read_characteristics, score_of_nodule, some
 from medtrain_plugins.nodule.annotations.tables import Findings, read_findings
 from medtrain_plugins.nodule.preparation.check import FailedCheck, as_json, check_volume, quality
@@ -38,7 +39,6 @@ from medtrain_plugins.nodule.scans.manifest import (
 )
 from medtrain_plugins.nodule.scans.resampling import resample
 from medtrain_plugins.nodule.scans.sources import SkippedFile, Source, Watch, find_sources
-from medtrain_plugins.nodule.scans.volume import Geometry, Volume
 
 Array = npt.NDArray[Any]
 
@@ -387,12 +387,7 @@ def _read_patients(path: Path | None) -> dict[str, str]:
     """Series -> patient, from a CSV with columns of these names or similar ones."""
     if path is None:
         return {}
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(path, sep=None, engine="python", dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as CSV ({error})") from None
+    table = read_table(path)
     names = {str(name).strip().lower(): name for name in table.columns}
     series = next((names[name] for name in ("seriesuid", "series", "series_uid") if name in names), None)
     patient = next((names[name] for name in ("patient", "patient_id", "patientid", "subject") if name in names), None)
@@ -400,7 +395,7 @@ def _read_patients(path: Path | None) -> dict[str, str]:
         raise DataError(
             f"{path}: has the columns {', '.join(map(str, table.columns))}; seriesuid and patient are needed"
         )
-    owner = dict(zip(table[series].str.strip(), table[patient].str.strip(), strict=True))
+    owner = dict(zip(table[series], table[patient], strict=True))
     return {key: value for key, value in owner.items() if key and value}
 
 

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from medtrain.errors import DataError
 from medtrain.rundir import replace_file
 
+from medtrain_plugins.imaging.volume import Geometry
 from medtrain_plugins.nodule.scans.intensity import Intensity
 from medtrain_plugins.nodule.scans.manifest import ManifestRow, Nodule
-from medtrain_plugins.nodule.scans.volume import Geometry
 
 Array = npt.NDArray[Any]
 

@@ -18,7 +18,7 @@ from medtrain.errors import DataError, first_lines
 from medtrain.rundir import replace_file, sha256
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from medtrain_plugins.nodule.scans.volume import Geometry, Volume
+from medtrain_plugins.imaging.volume import Geometry, Volume
 
 Array = npt.NDArray[Any]
 Triple = tuple[float, float, float]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from medtrain.errors import DataError, UsageError
 
-from medtrain_plugins.nodule.scans.volume import Geometry, Volume
+from medtrain_plugins.imaging.volume import Geometry, Volume
 
 Array = npt.NDArray[Any]
 Interpolation = Literal["nearest", "linear", "bspline"]

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from medtrain.errors import DataError, UsageError
 
-from medtrain_plugins.nodule.scans.volume import Volume, read_geometry, read_volume, series_of_name
+from medtrain_plugins.imaging.volume import Volume, series_of_name
+from medtrain_plugins.nodule.scans.volume import read_geometry, read_volume
 
 SINGLE = (".mhd", ".mha", ".nrrd", ".nhdr", ".nii", ".nii.gz")
 # Files beside scans that are not scans: voxels of .mhd and .nhdr, tables, readings, images, texts.
@@ -43,6 +44,7 @@ class Source(NamedTuple):
     files: tuple[Path, ...]
     dicom: bool
     subset: int | None
+    instances: tuple[str, ...] = ()  # of DICOM: which image each file holds
 
     def read(self, *, force: bool = False, pixels: bool = True) -> Volume:
         """The volume. Raises DataError."""
@@ -51,6 +53,19 @@ class Source(NamedTuple):
 
             return read_series(self.files, force=force, pixels=pixels, where=self.label)
         return read_volume(self.files[0]) if pixels else read_geometry(self.files[0])
+
+    def joined(self, other: Source) -> Source:
+        """With the files of another folder that hold further images of the series."""
+        more = [
+            (file, image)
+            for file, image in zip(other.files, other.instances, strict=True)
+            if image not in self.instances
+        ]
+        return self._replace(
+            label=f"{self.label} and {other.label}",
+            files=(*self.files, *(file for file, _ in more)),
+            instances=(*self.instances, *(image for _, image in more)),
+        )
 
 
 class SkippedFile(NamedTuple):
@@ -94,8 +109,11 @@ def find_sources(
         left_out += others
     taken: dict[str, Source] = {}
     for source in sorted(sources):
-        if source.series in taken:
-            same = f"is of series {source.series}, as {taken[source.series].label} is"
+        first = taken.get(source.series)
+        if first is not None and first.dicom and not set(source.instances) <= set(first.instances):
+            taken[source.series] = first.joined(source)
+        elif first is not None:
+            same = f"is of series {source.series}, as {first.label} is"
             left_out.append(SkippedFile(source.label, "duplicate", same))
         else:
             taken[source.series] = source
@@ -123,7 +141,9 @@ def _find_dicom(task: tuple[Path, Path, list[Path], str, bool]) -> tuple[list[So
         if series.modality and series.modality != modality:
             left_out.append(SkippedFile(where, "other modality", f"series {uid} is {series.modality}, not {modality}"))
         else:
-            sources.append(Source(where, uid, tuple(series.paths or ()), True, subset_of(folder / "file")))
+            sources.append(
+                Source(where, uid, tuple(series.paths or ()), True, subset_of(folder / "file"), tuple(series.instances))
+            )
     return sources, left_out
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from medtrain.errors import UsageError
 from numpy.typing import NDArray
 
+from medtrain_plugins.imaging.volume import Volume
 from medtrain_plugins.nodule.annotations.luna16 import score_of_nodule
 from medtrain_plugins.nodule.scans.manifest import (
     MANIFEST,
@@ -22,7 +23,6 @@ from medtrain_plugins.nodule.scans.manifest import (
     write_manifest,
     write_prepared,
 )
-from medtrain_plugins.nodule.scans.volume import Volume
 from medtrain_plugins.nodule.synthetic.phantom import Phantom, PhantomNodule, make_phantom
 
 Split = Literal["train", "validation", "test"]
