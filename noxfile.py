@@ -14,7 +14,7 @@ SHARED = ROOT / ".nox" / "shared"
 nox.options.sessions = ["tests", "lint", "types", "docs"]
 nox.options.default_venv_backend = "none"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-SHORT = ["-n", "2", "--dist", "worksteal", "-m", "not demos and not acceptance and not chaos"]
+SHORT = ["-n", "2", "--dist", "worksteal", "-m", "not demos and not acceptance and not chaos and not compatibility"]
 
 
 def prepare(session: nox.Session) -> str:
@@ -40,7 +40,7 @@ def prepare(session: nox.Session) -> str:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The short suite: all but demos, acceptance and chaos."""
+    """The short suite: all but demos, acceptance, chaos and compatibility."""
     python = prepare(session)
     session.run(python, "-m", "pytest", *(session.posargs or SHORT), env=ONE_THREAD, external=True)
 
@@ -98,6 +98,14 @@ def chaos(session: nox.Session) -> None:
     """Runs killed at random moments and resumed."""
     python = prepare(session)
     session.run(python, "-m", "pytest", "-m", "chaos", "-s", *session.posargs, env=ONE_THREAD, external=True)
+
+
+@nox.session
+def compatibility(session: nox.Session) -> None:
+    """Runs, plugins and command lines of the previous release, under this code; a quarter of an hour."""
+    python = prepare(session)
+    options = ["-n", "2", "--dist", "loadgroup", "-m", "compatibility"]
+    session.run(python, "-m", "pytest", *options, *session.posargs, env=ONE_THREAD, external=True)
 
 
 @nox.session

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import BaseModel
 
 TESTS = Path(__file__).parent
@@ -42,7 +43,10 @@ def failure_without(owner: type[BaseModel], name: str, tests: list[str]) -> str:
     reading, writing = os.pipe()
     process = os.fork()  # torch and MONAI are imported once for all options
     if process == 0:
+        code = 1
         try:
+            # Refused in the fork of a process that used a GPU or torch.compile: then every test would fail.
+            torch.ones(1, requires_grad=True).backward()
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
@@ -54,10 +58,12 @@ def failure_without(owner: type[BaseModel], name: str, tests: list[str]) -> str:
             }
             options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not acceptance", f"--rootdir={TESTS.parent}"]
             pytest.main([*options, *tests], plugins=[FirstFailure(writing)])
+            code = 0
         finally:
-            os._exit(0)
+            os._exit(code)
     os.close(writing)
     with os.fdopen(reading, encoding="utf-8") as lines:
         failed = lines.read()
-    os.waitpid(process, 0)
+    _, status = os.waitpid(process, 0)
+    assert status == 0, "no test could be run in a fork of this process; run this test in a pytest of its own"
     return failed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from medtrain.errors import UsageError
 
 if TYPE_CHECKING:
     from medtrain.config import RunConfig
+    from medtrain.rundir import Maps
+    from medtrain.statistics import Spread
 
 LEAVE = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -51,7 +54,7 @@ def train_splits(out: Path, count: int, config: RunConfig, quiet: bool, as_json:
 
 
 def _is_complete(out: Path, split: int) -> bool:
-    from medtrain.rundir.directory import Maps
+    from medtrain.rundir import Maps
 
     return bool(Maps(out).split(split).status()["status"] == "completed")
 
@@ -101,12 +104,10 @@ def _report(child: _Child, quiet: bool, as_json: bool) -> None:
 
 
 def _tell(out: Path, seconds: float, as_json: bool) -> None:
-    from medtrain.rundir.directory import Maps
-    from medtrain.rundir.files import strict
-    from medtrain_plugins.results.folds import monitored
+    from medtrain.rundir import Maps, strict
 
     maps = Maps.open(out)
-    name, best = monitored(maps)
+    name, best = _monitored(maps)
     splits = [{"split": folder.number, **folder.status()} for folder in maps.splits()]
     if as_json:
         summary: dict[str, Any] = {
@@ -125,3 +126,14 @@ def _tell(out: Path, seconds: float, as_json: bool) -> None:
     screen = console()
     screen.print(table(f"{name}, {best.mean:.4f} on average", ["split", "status", "epochs", "best", "epoch"], rows))
     screen.print(f"Run directory  {out}\nNext           medtrain eval {out} --group validation", soft_wrap=True)
+
+
+def _monitored(maps: Maps) -> tuple[str, Spread]:
+    """The value by which the best models were chosen, and its best over the splits that were trained."""
+    from medtrain.statistics import spread
+
+    bests = [folder.status().get("best") or {} for folder in maps.splits()]
+    names = {best["name"] for best in bests if best.get("name")}
+    if len(names) != 1:
+        raise UsageError(f"{maps.path}: the splits were monitored by {', '.join(sorted(names)) or 'nothing'}")
+    return names.pop(), spread([math.nan if best.get("value") is None else best["value"] for best in bests])

@@ -12,7 +12,7 @@ from rich.table import Table
 
 def metrics_table(run: Path, split: int, epoch: int | None) -> Table:
     """The record of an epoch (default: the last) as train and validation columns."""
-    from medtrain.rundir.directory import Maps
+    from medtrain.rundir import Maps
 
     history = Maps.open(run).split(split).history()
     record: Mapping[str, Any] = next((r for r in history if r["epoch"] == epoch), history[-1] if history else {})

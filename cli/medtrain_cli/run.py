@@ -37,7 +37,7 @@ def run(
     if nproc > 1 and not _is_launched():
         return _launch(nproc)
     from medtrain import Trainer
-    from medtrain.rundir.directory import default_path
+    from medtrain.rundir import default_path
 
     if _is_main():
         for note in request.notes:
@@ -71,7 +71,7 @@ def resume(
     if nproc > 1 and not _is_launched():
         return _launch(nproc)
     from medtrain import Trainer
-    from medtrain.rundir.directory import Maps
+    from medtrain.rundir import Maps
 
     if split is None and (count := len(Maps.open(directory).splits())) > 1:
         raise UsageError(
@@ -117,7 +117,7 @@ def _finish(result: TrainResult, seconds: float, as_json: bool) -> None:
     if not _is_main():
         return
     if as_json:
-        from medtrain.rundir.files import strict
+        from medtrain.rundir import strict
 
         summary = {
             "status": "completed",

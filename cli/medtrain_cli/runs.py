@@ -16,7 +16,7 @@ from medtrain_cli.options import FILE
 @click.option("--json", "as_json", is_flag=True, help="One JSON array.")
 def list_runs(folder: Path, as_json: bool) -> None:
     """List the run directories in a folder."""
-    from medtrain.rundir.directory import Maps
+    from medtrain.rundir import Maps
 
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder; name the folder that holds your runs")
@@ -60,7 +60,7 @@ def list_runs(folder: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def show(directory: Path, as_json: bool) -> None:
     """Show one run: status, history, checkpoints."""
-    from medtrain.rundir.directory import Maps
+    from medtrain.rundir import Maps
 
     maps = Maps.open(directory)
     splits = maps.splits()
@@ -117,7 +117,7 @@ def go_on(directory: Path, split: int | None) -> None:
 
 def _control(directory: Path, number: int | None, expected: str) -> None:
     """Pause the splits that are running, or let those that are paused go on."""
-    from medtrain.rundir.directory import Maps
+    from medtrain.rundir import Maps
 
     splits = Maps.open(directory).splits()
     if number is not None:

@@ -1,19 +1,23 @@
-"""Asking the plugins: a model, or everything a run consists of, from a configuration."""
+"""From a configuration to the parts of a training or an evaluation: what the plugins build, put together."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from medtrain_plugins.standard import optimizers, schedules
 from medtrain_plugins.standard.optimizers import freeze
-from medtrain_plugins.standard.splits.splitting import split_groups
 from medtrain_plugins.standard.transfer import Transfer
 from torch import nn
 
-from medtrain.config.sections import RunConfig, SchedulerSection
+from medtrain.config.sections import (
+    ComputationalSection,
+    DataSection,
+    OptimizationSection,
+    RunConfig,
+    SchedulerSection,
+)
 from medtrain.data.loader import epoch_size
 from medtrain.data.split import Joined, Split
 from medtrain.errors import ConfigError, DataError, PluginError
@@ -23,55 +27,106 @@ from medtrain.protocols.dataset import Data, evaluation_of, participants_of, sam
 from medtrain.protocols.metric import Metric
 from medtrain.protocols.model import unwrap
 from medtrain.protocols.schedule import Plan, as_schedule
+from medtrain.run import Run
 from medtrain.runtime import determinism
 from medtrain.runtime.determinism import StepSeeder
 from medtrain.runtime.distributed import World, replicate
 from medtrain.training.engine import Engine
 from medtrain.training.loaders import steps_per_epoch
-from medtrain.training.monitor import Monitor
+from medtrain.training.monitor import Monitor, choose_monitor, modes_of
 from medtrain.training.optimizers import Optimizers
 from medtrain.training.stages import ScaledSchedule, StagedPlan, Stages
 
-logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class Training:
+    """The parts of a training."""
+
+    run: Run
+    engine: Engine
+    split: Split
+    monitor: Monitor
+    plan: Plan
 
 
-def build_data(config: RunConfig, plugins: Plugins, world: World) -> Data:
+def assemble_training(config: RunConfig, plugins: Plugins, world: World, given: Data | Split | None) -> Training:
+    """Data, metrics, model, loss, optimizer and schedule of split `config.split`, freshly initialised from the seed.
+
+    given: data of a Python user, instead of what plugins build.
+    """
+    split = given.checked() if isinstance(given, Split) else build_split(config, plugins, world, given)
+    metrics = build_metrics(config, plugins, split)
+    monitor = choose_monitor(config, metrics)
+    # Data of a Python user are the same in all stages.
+    rebuild = (lambda staged: rebuilt_split(staged, plugins, world, split)) if given is None else (lambda staged: split)
+    engine = build_engine(config, plugins, world, metrics, Stages(config, split, rebuild))
+    plan = make_plan(config, engine.stages, world.size, split, monitor)
+    engine.schedule = build_schedule(config, plugins, engine.optimizer, plan)
+    if any(stage.learning_rate_scale != 1.0 for stage in config.stages):
+        engine.schedule = ScaledSchedule(engine.schedule, engine.optimizer)
+    run = Run(
+        config=config,
+        model=unwrap(engine.plain),
+        device=world.device,
+        data=split.as_data(),
+        optimizer=engine.optimizer,
+        schedule=engine.schedule,
+        loss=engine.loss,
+        split=config.split,
+        num_epochs=config.optimization.num_epochs,
+        is_main_process=world.is_main,
+        modes=modes_of(metrics),
+        monitor=monitor.name,
+    )
+    return Training(run, engine, split, monitor, plan)
+
+
+def assemble_evaluation(
+    config: RunConfig, plugins: Plugins, world: World, groups: Split, metrics: list[Metric] | None
+) -> tuple[Run, Engine]:
+    """Model, loss and metrics for groups of data, nothing that trains. metrics: instead of those that plugins build."""
+    plain, loss = build_network(config, plugins, world)
+    engine = Engine(
+        model=plain,
+        plain=plain,
+        loss=loss,
+        optimizer=None,
+        schedule=None,
+        world=world,
+        seeder=StepSeeder(config.run.seed, world.rank, world.device),
+        metrics=build_metrics(config, plugins, groups) if metrics is None else metrics,
+        amp=choose_amp(config.computational, world),
+        memory_format=_memory_format(config.computational, plain),
+    )
+    run = Run(config, unwrap(plain), world.device, data=groups.as_data(), loss=loss, split=config.split)
+    run.is_main_process, run.modes = world.is_main, modes_of(engine.metrics)
+    return run, engine
+
+
+def build_data(config: RunConfig, plugins: Plugins, world: World) -> Data | None:
     """What plugins have for this configuration. The main process reads first, the rest from its cache."""
     with world.main_first():
-        data: Any = plugins.ask("build_data", config=config)
-    if data is None or data is NONE:
+        data: Any = plugins.first_result("build_data", config=config)
+    return None if data is NONE else data
+
+
+def build_split(config: RunConfig, plugins: Plugins, world: World, given: Data | None = None) -> Split:
+    """Split `config.split` of the given data or those that plugins build, checked: no leak, no empty group."""
+    data = build_data(config, plugins, world) if given is None else given
+    if data is None:
         raise PluginError(f"none of the plugins {', '.join(plugins.names) or '(none)'} has data (hook build_data)")
-    answer: Data = data
-    return answer
+    split: Split = plugins.required("split_data", config=config, data=data)
+    return split
 
 
-def build_split(config: RunConfig, plugins: Plugins, world: World, index: int = 0) -> Split:
-    """The data of one split of the run, checked: no leak, no empty group."""
-    return split_data(config, build_data(config, plugins, world), index)
-
-
-def split_data(config: RunConfig, data: Data, index: int = 0) -> Split:
-    """The split of given data, as the section `data` and the seed say."""
-    settings = config.data
-    return split_groups(
-        data,
-        config.run.seed,
-        settings.validation_fraction,
-        settings.test_fraction,
-        settings.num_folds,
-        settings.splits,
-        index,
-    )
+def rebuilt_split(config: RunConfig, plugins: Plugins, world: World, split: Split) -> Split:
+    """The split of what `build_data` answers now; the same split when nobody answers, as with data from Python."""
+    data = build_data(config, plugins, world)
+    return split if data is None else build_split(config, plugins, world, data)
 
 
 def evaluation_groups(
-    config: RunConfig,
-    plugins: Plugins,
-    world: World,
-    given: Data | Split | None,
-    recorded: dict[str, Any],
-    new: bool,
-    index: int = 0,
+    config: RunConfig, plugins: Plugins, world: World, given: Data | Split | None, recorded: dict[str, Any], new: bool
 ) -> Split:
     """The groups of a finished run's data, as recorded; of new data, the groups there are and `all` of them.
 
@@ -82,15 +137,15 @@ def evaluation_groups(
         given = given.as_data()
     if given is not None:
         if own is None and (given.train is not None or given.whole is not None):
-            own = split_data(config, given, index)
+            own = build_split(config, plugins, world, given)
         new = own is None or own.digest() != recorded["sha256"]
     if not new:
-        split = own or build_split(config, plugins, world, index)
+        split = own or build_split(config, plugins, world)
         for name, dataset in split.groups.items():
             if list(map(str, sample_ids_of(dataset))) != recorded["groups"].get(name, {}).get("samples"):
                 raise DataError(f"group {name!r} is not the one this run was made with: its samples have changed")
         return Split(split.groups, split.collate, recorded["about"])
-    data = given if given is not None else plugins.ask("build_data", config=config)
+    data = given if given is not None else plugins.first_result("build_data", config=config)
     groups = {name: evaluation_of(dataset) for name, dataset in (data.groups() or {"whole": data.whole}).items()}
     groups["all"] = Joined(list(groups.values()))
     fitted = {p for name in ("train", "validation") for p in recorded["groups"].get(name, {}).get("participants", [])}
@@ -104,47 +159,33 @@ def evaluation_groups(
 
 def build_metrics(config: RunConfig, plugins: Plugins, split: Split) -> list[Metric]:
     """The metrics of the run; none is a legitimate answer."""
-    metrics = plugins.ask("build_metrics", config=config, data=split.as_data())
+    metrics = plugins.first_result("build_metrics", config=config, data=split.as_data())
     return [] if metrics is None or metrics is NONE else list(metrics)
 
 
-def build_engine(
-    config: RunConfig,
-    plugins: Plugins,
-    world: World,
-    metrics: list[Metric],
-    split: Split,
-    monitor: Monitor,
-    rebuild: Callable[[RunConfig], Split] | None = None,
-) -> Engine:
-    """Model, loss, optimizer and schedule on the device, freshly initialised from the seed.
-
-    rebuild: gives the split for a stage's configuration; default: what `build_data` answers, else the same split.
-    """
-    settings = config.optimization
-    determinism.use_deterministic_algorithms(config.computational.deterministic)
-    determinism.use_backends(config.computational.benchmark, config.computational.allow_tf32)
+def build_engine(config: RunConfig, plugins: Plugins, world: World, metrics: list[Metric], stages: Stages) -> Engine:
+    """Model, loss and optimizer on the device; the schedule is still to come."""
+    settings, computational = config.optimization, config.computational
+    determinism.use_deterministic_algorithms(computational.deterministic)
+    determinism.use_backends(computational.benchmark, computational.allow_tf32)
     plain, loss = build_network(config, plugins, world)
     transfer = Transfer(config)
     if not config.fresh:
         transfer.load(config, plugins, unwrap(plain))
     freeze(unwrap(plain), settings.freeze)
-    optimizer = plugins.ask("build_optimizer", config=config, model=unwrap(plain))
-    if optimizer is None:
-        optimizer = optimizers.build_optimizer(config, unwrap(plain))
-    elif isinstance(optimizer, Mapping):
+    optimizer = plugins.required("build_optimizer", config=config, model=unwrap(plain))
+    if isinstance(optimizer, Mapping):
         optimizer = Optimizers(optimizer)
     transfer.prepare(unwrap(plain), optimizer)
-    ema = None
-    if settings.ema_decay is not None:
-        averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
-        ema = torch.optim.swa_utils.AveragedModel(plain, multi_avg_fn=averaging, use_buffers=True)
-    augmentation = plugins.ask("build_augmentation", config=config)
-    computed: nn.Module = torch.compile(plain) if config.computational.compile else plain  # type: ignore[assignment]
+    augmentation = plugins.first_result("build_augmentation", config=config)
+    computed: nn.Module = torch.compile(plain) if computational.compile else plain  # type: ignore[assignment]
     # Several optimizers take their gradients apart, which DDP does not see.
     apart = isinstance(optimizer, Optimizers)
-    engine = Engine(
-        model=computed if apart else replicate(computed, world, config.computational.find_unused_parameters),
+    amp = choose_amp(computational, world)
+    if apart and amp is torch.float16:
+        raise ConfigError("computational.amp: 'fp16' scales one loss, not several optimizers'; use 'bf16' or 'no'")
+    return Engine(
+        model=computed if apart else replicate(computed, world, computational.find_unused_parameters),
         plain=plain,
         loss=loss,
         optimizer=optimizer,
@@ -153,49 +194,32 @@ def build_engine(
         seeder=StepSeeder(config.run.seed, world.rank, world.device),
         augmentation=None if augmentation is NONE else augmentation,
         metrics=metrics,
-        amp=choose_amp(config, world),
-        ema=ema,
-        memory_format=_memory_format(config, plain),
+        amp=amp,
+        scaler=torch.amp.GradScaler(world.device.type) if amp is torch.float16 else None,
+        ema=build_ema(settings, plain),
+        memory_format=_memory_format(computational, plain),
         accumulation_steps=settings.accumulation_steps,
         clip_grad_value=settings.clip_grad_value,
         clip_grad_norm=settings.clip_grad_norm,
         clip_norm_type=settings.clip_norm_type,
         skip_after=settings.max_skipped if settings.nonfinite == "skip" else None,
-        stages=Stages(config, split, rebuild or (lambda staged: rebuilt_split(staged, plugins, world, split))),
+        stages=stages,
         transfer=transfer,
     )
-    if engine.amp is torch.float16:
-        if apart:
-            raise ConfigError("computational.amp: 'fp16' scales one loss, not several optimizers'; use 'bf16' or 'no'")
-        engine.scaler = torch.amp.GradScaler(world.device.type)
-    plan = make_plan(config, engine, split, monitor)
-    engine.schedule = build_schedule(config, plugins, optimizer, plan)
-    if any(stage.learning_rate_scale != 1.0 for stage in config.stages):
-        engine.schedule = ScaledSchedule(engine.schedule, optimizer)
-    return engine
 
 
-def build_evaluator(config: RunConfig, plugins: Plugins, world: World, metrics: list[Metric]) -> Engine:
-    """What an evaluation needs of an engine: model, loss and metrics, nothing that trains."""
-    plain, loss = build_network(config, plugins, world)
-    return Engine(
-        model=plain,
-        plain=plain,
-        loss=loss,
-        optimizer=None,
-        schedule=None,
-        world=world,
-        seeder=StepSeeder(config.run.seed, world.rank, world.device),
-        metrics=metrics,
-        amp=choose_amp(config, world),
-        memory_format=_memory_format(config, plain),
-    )
+def build_ema(settings: OptimizationSection, model: nn.Module) -> torch.optim.swa_utils.AveragedModel | None:
+    """The moving average of the weights, when one is asked for."""
+    if settings.ema_decay is None:
+        return None
+    averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
+    return torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
 
 
 def build_network(config: RunConfig, plugins: Plugins, world: World) -> tuple[nn.Module, Any]:
     """The model on the device and its loss."""
     model = build_module(config, plugins, world)
-    loss = _required(plugins, "build_loss", config=config, model=unwrap(model))
+    loss = plugins.required("build_loss", config=config, model=unwrap(model))
     if isinstance(loss, nn.Module):
         loss = loss.to(world.device)
     return model, loss
@@ -204,53 +228,44 @@ def build_network(config: RunConfig, plugins: Plugins, world: World) -> tuple[nn
 def build_module(config: RunConfig, plugins: Plugins, world: World) -> nn.Module:
     """The model on the device, its fresh weights a function of the seed."""
     determinism.seed_model(config.run.seed)
-    model: nn.Module = _required(plugins, "build_model", config=config)
+    model: nn.Module = plugins.required("build_model", config=config)
     model = model.to(world.device)
-    if (memory_format := _memory_format(config, model)) is not None:
+    if (memory_format := _memory_format(config.computational, model)) is not None:
         model = model.to(memory_format=memory_format)
     return model
 
 
-def rebuilt_split(config: RunConfig, plugins: Plugins, world: World, split: Split) -> Split:
-    """What `build_data` answers now; the same split when nobody answers, as with data from Python."""
-    with world.main_first():
-        data = plugins.ask("build_data", config=config)
-    return split if data is None or data is NONE else split_data(config, data, split.index)
-
-
-def make_plan(config: RunConfig, engine: Engine, split: Split, monitor: Monitor) -> Plan:
+def make_plan(config: RunConfig, stages: Stages, processes: int, split: Split, monitor: Monitor) -> Plan:
     """How long the run is, for schedulers."""
-    settings, stages = config.optimization, engine.stages
+    settings = config.optimization
+
+    def epoch_steps(data: DataSection, training_samples: int) -> int:
+        global_batch = data.batch_size * processes
+        samples = epoch_size(training_samples, global_batch, data.max_batches, data.drop_last)
+        return steps_per_epoch(-(-samples // global_batch), settings.accumulation_steps)
+
     if not stages:
-        steps = _epoch_steps(config, engine, len(split.groups["train"]))
+        steps = epoch_steps(config.data, len(split.groups["train"]))
         return Plan(settings.num_epochs, steps, monitor.name, monitor.mode, max_steps=settings.max_steps)
-    staged = [_epoch_steps(stages.config_of(index), engine, size) for index, size in enumerate(stages.sizes())]
+    staged = [epoch_steps(stages.config_of(index).data, size) for index, size in enumerate(stages.sizes())]
     total = sum(stages.epochs(index) * steps for index, steps in enumerate(staged))
     return StagedPlan(
         settings.num_epochs, staged[0], monitor.name, monitor.mode, steps=total, max_steps=settings.max_steps
     )
 
 
-def _epoch_steps(config: RunConfig, engine: Engine, training_samples: int) -> int:
-    global_batch = config.data.batch_size * engine.world.size
-    samples = epoch_size(training_samples, global_batch, config.data.max_batches, config.data.drop_last)
-    batches = -(-samples // global_batch)
-    return steps_per_epoch(batches, config.optimization.accumulation_steps)
-
-
-def build_schedule(config: RunConfig, plugins: Plugins, optimizer: torch.optim.Optimizer, plan: Plan) -> Any:
-    """What plugins answer, or warm-up and the course of `[scheduler]`; NONE keeps the rate constant."""
-    answer = plugins.ask("build_scheduler", config=config, optimizer=optimizer, plan=plan)
-    if answer is None:
-        return schedules.build_schedule(config.scheduler, optimizer, plan)
+def build_schedule(config: RunConfig, plugins: Plugins, optimizer: Any, plan: Plan) -> Any:
+    """What plugins answer; NONE keeps the rate constant."""
+    answer = plugins.first_result("build_scheduler", config=config, optimizer=optimizer, plan=plan)
     if answer is NONE:
-        return schedules.build_schedule(SchedulerSection.model_validate({}), optimizer, plan)
+        constant = config.model_copy(update={"scheduler": SchedulerSection.model_validate({})})
+        answer = plugins.default_result("build_scheduler", config=constant, optimizer=optimizer, plan=plan)
     return as_schedule(answer)
 
 
-def choose_amp(config: RunConfig, world: World) -> torch.dtype | None:
+def choose_amp(settings: ComputationalSection, world: World) -> torch.dtype | None:
     """The autocast type of `computational.amp` on this device."""
-    amp, device = config.computational.amp, world.device.type
+    amp, device = settings.amp, world.device.type
     if amp == "fp16" and device == "cpu":
         raise ConfigError("computational.amp: 'fp16' needs a GPU; use 'bf16' or 'no' on the CPU")
     if amp == "auto":
@@ -258,15 +273,8 @@ def choose_amp(config: RunConfig, world: World) -> torch.dtype | None:
     return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
 
 
-def _memory_format(config: RunConfig, model: nn.Module) -> torch.memory_format | None:
-    if config.computational.memory_format == "contiguous":
+def _memory_format(settings: ComputationalSection, model: nn.Module) -> torch.memory_format | None:
+    if settings.memory_format == "contiguous":
         return None
     volumes = any(parameter.dim() == 5 for parameter in model.parameters())
     return torch.channels_last_3d if volumes else torch.channels_last
-
-
-def _required(plugins: Plugins, hook: str, **arguments: Any) -> Any:
-    answer = plugins.ask(hook, **arguments)
-    if answer is None or answer is NONE:
-        raise PluginError(f"none of the plugins {', '.join(plugins.names) or '(none chosen)'} answers {hook}")
-    return answer

@@ -28,7 +28,7 @@ KIND_OF_HOOK = {
 
 
 @dataclass
-class Found:
+class PluginInfo:
     """A plugin as its metadata and source text show it, nothing imported."""
 
     name: str
@@ -41,7 +41,7 @@ class Found:
     error: str = ""
 
 
-def discover() -> list[Found]:
+def discover() -> list[PluginInfo]:
     """Every plugin that installed distributions name, by name; nothing is imported."""
     probes = _read_probes()
     rows = []
@@ -51,7 +51,7 @@ def discover() -> list[Found]:
         module, attribute = _target(point)
         source = _source(module)
         summary, kind = _describe(source, attribute)
-        row = Found(point.name, point.value, distribution, version, kind, summary)
+        row = PluginInfo(point.name, point.value, distribution, version, kind, summary)
         if source is None:
             row.status = "broken"
             row.error = f"module {module} is not there" if module else _no_target(point.value)
@@ -76,7 +76,7 @@ def installed(names: Sequence[str]) -> list[dict[str, str]]:
     ]
 
 
-def probe() -> list[Found]:
+def probe() -> list[PluginInfo]:
     """`discover`, after importing every plugin and checking its hooks; the results are remembered."""
     rows = discover()
     for row in rows:
@@ -121,7 +121,7 @@ def commands() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=COMMANDS)}
 
 
-def as_json(rows: Sequence[Found]) -> str:
+def as_json(rows: Sequence[PluginInfo]) -> str:
     return json.dumps([asdict(row) for row in rows])
 
 
@@ -161,7 +161,7 @@ def _probe_file() -> Path:
     return cache_dir() / "probes.json"
 
 
-def _probe_key(row: Found) -> str:
+def _probe_key(row: PluginInfo) -> str:
     return f"{row.name} {row.target} {row.distribution} {row.version}"
 
 
@@ -173,7 +173,7 @@ def _read_probes() -> dict[str, dict[str, str]]:
         return {}
 
 
-def _write_probes(rows: Sequence[Found]) -> None:
+def _write_probes(rows: Sequence[PluginInfo]) -> None:
     results = {_probe_key(row): {"status": row.status, "error": row.error} for row in rows if row.status != "conflict"}
     try:
         path = _probe_file()

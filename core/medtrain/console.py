@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+__all__ = ["cell", "console", "table"]
+
 
 def console(stderr: bool = False) -> Console:
     """Standard output (or error); as wide as the text when it is not a terminal."""

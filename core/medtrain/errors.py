@@ -4,6 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DivergedError",
+    "ExportError",
+    "HookError",
+    "Interrupted",
+    "MedtrainError",
+    "PluginError",
+    "Preempted",
+    "UsageError",
+    "first_lines",
+    "nearest",
+]
+
 
 class MedtrainError(Exception):
     """Base of every error meant for people; `exit_code` is what the CLI exits with."""

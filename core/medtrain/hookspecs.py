@@ -3,9 +3,9 @@
 A plugin implements the hooks it wants with `@medtrain.hookimpl` and names itself in the entry-point
 group `medtrain`. An implementation may take fewer arguments than the hook offers.
 
-Building and doing hooks: the last plugin named on the command line is asked first; the first answer that
-is not None wins, and when nobody answers the core's default does (`medtrain.defaults`). Return
-`medtrain.NONE` to say "deliberately none". Lifecycle hooks: every implementation runs, in command-line order.
+Building and doing hooks: the last plugin named on the command line is asked first, the default plugins last; the
+first answer that is not None wins. Return `medtrain.NONE` to say "deliberately none". Lifecycle hooks: every
+implementation runs, in command-line order, those of the default plugins last.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from medtrain.config.sections import RunConfig
+    from medtrain.data.split import Split
     from medtrain.protocols.dataset import Data
     from medtrain.protocols.metric import Metric
     from medtrain.protocols.report import Section
@@ -55,23 +56,41 @@ class Building:
         """Datasets by group, or one dataset for the core to split by participant. No default."""
 
     @hookspec(firstresult=True)
+    def split_data(self, config: RunConfig, data: Data | None) -> Split | None:
+        """Split number `config.split` of the data; `Split.count` is how many splits there are.
+
+        data: what `build_data` answered; None when only the number of splits is asked, and the answer needs no groups.
+        """
+
+    @hookspec(firstresult=True)
     def build_model(self, config: RunConfig) -> torch.nn.Module | None:
         """`model(batch) -> dict` of outputs, freshly initialised or with its pretrained parts. No default."""
 
+    @hookspec
+    def prepare_model(self, config: RunConfig, model: torch.nn.Module, read_weights: Callable[[Path], Weights]) -> None:
+        """Load weights into a model in training, or freeze parts of it; all run, the default plugins first.
+
+        model: the network without wrappers, on the device. read_weights: reads a file of any origin that the run's
+        plugins know. Where `config.fresh` is true the weights follow from a checkpoint: load none. Parameters that are
+        frozen here (`requires_grad_(False)`) keep their place in the optimizer and may train again at the start of any
+        epoch.
+        """
+
     @hookspec(firstresult=True)
     def build_loss(self, config: RunConfig, model: torch.nn.Module) -> Callable[..., Any] | None:
-        """`loss(outputs, batch)` -> scalar, (sum, weight), or a dict of either (see `medtrain.losses`)."""
+        """`loss(outputs, batch)` -> scalar, (sum, weight), or a dict of either (see `medtrain.protocols.loss`)."""
 
     @hookspec(firstresult=True)
     def build_optimizer(self, config: RunConfig, model: torch.nn.Module) -> Any | None:
         """An optimizer, or a dict name -> optimizer, each driven by the loss's terms of its name (GANs).
 
-        Default: `optimization.optimizer` over the trainable parameters, in the groups of `optimization.groups`.
+        The default plugin builds `optimization.optimizer` over the trainable parameters, in the groups of
+        `optimization.groups`.
         """
 
     @hookspec(firstresult=True)
     def build_scheduler(self, config: RunConfig, optimizer: torch.optim.Optimizer, plan: Plan) -> Any | None:
-        """A `medtrain.Schedule`, or a torch scheduler (stepped once per epoch). Default: `[scheduler]`.
+        """A `medtrain.Schedule`, or a torch scheduler (stepped once per epoch). The default plugin: `[scheduler]`.
 
         With several optimizers, `optimizer["name"]` is each of them, and a dict name -> schedule may be returned.
         """
@@ -111,7 +130,14 @@ class Doing:
 
     @hookspec
     def report_sections(self, run: Run) -> list[Section]:  # type: ignore[empty-body]
-        """Sections for the report of `run.evaluation`; every plugin's are shown, after the core's."""
+        """Sections for the report of `run.evaluation`; every plugin's are shown, after the metrics."""
+
+    @hookspec(firstresult=True)
+    def write_report(self, run: Run, folder: Path, sections: list[Section]) -> Path | None:
+        """Write `run.evaluation` and the sections of all plugins to `folder`; returns the folder.
+
+        `medtrain.NONE`: no report. The default plugin writes metrics.json, the predictions, plots and report.html.
+        """
 
 
 class Lifecycle:

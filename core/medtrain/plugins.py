@@ -1,4 +1,4 @@
-"""Find plugins, load them in isolation, put them in order, and explain who answers what."""
+"""Load plugins in isolation, put them in order, ask them, and explain who answers what."""
 
 from __future__ import annotations
 
@@ -14,16 +14,28 @@ from medtrain import hookspecs
 from medtrain.errors import PluginError, nearest
 
 GROUP = "medtrain"
+# What medtrain does when no chosen plugin answers: plugins like any other, with the lowest priority, always there.
+DEFAULT_PLUGINS = {
+    "splits": "medtrain_plugins.standard:Splits",
+    "optimizers": "medtrain_plugins.standard:Optimizers",
+    "schedules": "medtrain_plugins.standard:Schedules",
+    "early_stopping": "medtrain_plugins.standard:EarlyStopping",
+    "results": "medtrain_plugins.results:Results",
+}
 
 
 @dataclass
-class Loaded:
-    """A plugin that was imported and passed the check of its hooks."""
+class LoadedPlugin:
+    """A plugin that was imported and passed the check of its hooks.
+
+    plain: its methods that are called like lifecycle hooks are hooks without a mark. default: one of DEFAULT_PLUGINS.
+    """
 
     name: str
     plugin: Any
     hooks: dict[str, Callable[..., Any]] = field(default_factory=dict)
     plain: bool = False
+    default: bool = False
 
     def options(self) -> Any:
         """Its options model, or None."""
@@ -31,7 +43,7 @@ class Loaded:
         return hook() if hook else None
 
 
-def load(name: str) -> Loaded:
+def load(name: str) -> LoadedPlugin:
     """A plugin by its entry-point name, or by the import path `package.module[:attribute]`."""
     points = [point for point in _points() if point.name == name]
     if len(points) > 1:
@@ -45,7 +57,7 @@ def load(name: str) -> Loaded:
     raise PluginError(f"there is no plugin {name!r}{nearest(name, known)}; `medtrain plugins list` shows all")
 
 
-def check(name: str, plugin: Any, plain: bool = False) -> Loaded:
+def check(name: str, plugin: Any, plain: bool = False) -> LoadedPlugin:
     """A plugin object, after pluggy agrees with every hook's name and arguments.
 
     plain: its methods that are called like lifecycle hooks are hooks without a mark, as for callbacks elsewhere.
@@ -75,32 +87,36 @@ def check(name: str, plugin: Any, plain: bool = False) -> Loaded:
             hooks[hook] = implementation.function
     if not hooks and not hasattr(plugin, "configure"):
         raise PluginError(f"plugin {name!r} implements no hook; mark functions with @medtrain.hookimpl")
-    return Loaded(name, plugin, hooks, plain)
+    return LoadedPlugin(name, plugin, hooks, plain)
 
 
 class Plugins:
-    """The plugins of one run, in command-line order."""
+    """The plugins of one run: `loaded` are the chosen ones in command-line order, `defaults` are always there."""
 
-    def __init__(self, loaded: Sequence[Loaded]) -> None:
+    def __init__(self, loaded: Sequence[LoadedPlugin]) -> None:
         self.loaded = list(loaded)
         names = [plugin.name for plugin in self.loaded]
         for name in names:
             if names.count(name) > 1:
                 raise PluginError(f"plugin {name!r} is named twice; name it once")
+        self.defaults = [_load(name, EntryPoint(name, value, GROUP)) for name, value in DEFAULT_PLUGINS.items()]
+        for plugin in self.defaults:
+            plugin.default = True
         self.manager = _manager()
-        for plugin in self.loaded:
+        # pluggy asks the last registered first.
+        for plugin in [*self.defaults, *self.loaded]:
             if plugin.plain:
                 self.manager.unmarked.add(id(plugin.plugin))
-            self.manager.register(plugin.plugin, name=plugin.name)
+            self.manager.register(plugin.plugin, name=f"default {plugin.name}" if plugin.default else plugin.name)
 
     @classmethod
     def of(cls, plugins: Sequence[Any]) -> Plugins:
-        """From names, `Loaded` plugins and plain objects with hook methods; the second `X` is called `X-2`."""
-        loaded: list[Loaded] = []
+        """From names, `LoadedPlugin`s and plain objects with hook methods; the second `X` is called `X-2`."""
+        loaded: list[LoadedPlugin] = []
         for plugin in plugins:
             if isinstance(plugin, str):
                 loaded.append(load(plugin))
-            elif isinstance(plugin, Loaded):
+            elif isinstance(plugin, LoadedPlugin):
                 loaded.append(plugin)
             else:
                 name = _free_name(plugin, [other.name for other in loaded])
@@ -111,47 +127,69 @@ class Plugins:
     def names(self) -> list[str]:
         return [plugin.name for plugin in self.loaded]
 
+    @property
+    def stateful(self) -> dict[str, Any]:
+        """The plugins with `state_dict` and `load_state_dict`, by name."""
+        everyone = [*self.loaded, *self.defaults]
+        return {plugin.name: plugin.plugin for plugin in everyone if hasattr(plugin.plugin, "state_dict")}
+
     def options(self) -> dict[str, Any]:
         """Options model (or None) by plugin."""
         return {plugin.name: plugin.options() for plugin in self.loaded}
 
-    def ask(self, hook: str, **arguments: Any) -> Any:
+    def first_result(self, hook: str, **arguments: Any) -> Any:
         """The winning answer of a building or doing hook; None when nobody answers, NONE when "none" was said."""
         return getattr(self.manager.hook, hook)(**arguments)
 
-    def lifecycle(self, hook: str) -> list[Callable[[Any], None]]:
-        """A lifecycle hook's implementations in command-line order, each taking the run."""
-        implementations = getattr(self.manager.hook, hook).get_hookimpls()
-        return [_taking_run(i.function, bool(i.argnames)) for i in implementations]
+    def required(self, hook: str, **arguments: Any) -> Any:
+        """The winning answer of a hook that somebody has to answer; raises PluginError."""
+        answer = self.first_result(hook, **arguments)
+        if answer is None or answer is hookspecs.NONE:
+            chosen = ", ".join(self.names) or "(none chosen)"
+            raise PluginError(f"none of the plugins {chosen} answers {hook}")
+        return answer
 
-    def each(self, hook: str, **arguments: Any) -> list[Any]:
-        """Every plugin's answer, in command-line order."""
-        answers: list[Any] = getattr(self.manager.hook, hook)(**arguments)
-        return answers[::-1]
+    def default_result(self, hook: str, **arguments: Any) -> Any:
+        """What the default plugin answers, whatever the chosen ones say."""
+        (answer,) = (p.hooks[hook](**arguments) for p in self.defaults if hook in p.hooks)
+        return answer
+
+    def all_results(self, hook: str, **arguments: Any) -> list[Any]:
+        """Every plugin's answer, the default plugins' first, then in command-line order."""
+        # pluggy calls the last registered first; here the order of the calls matters too.
+        implementations = getattr(self.manager.hook, hook).get_hookimpls()
+        given = [{name: arguments[name] for name in one.argnames} for one in implementations]
+        answers = [one.function(**own) for one, own in zip(implementations, given, strict=True)]
+        return [answer for answer in answers if answer is not None]
+
+    def lifecycle(self, hook: str) -> list[Callable[[Any], None]]:
+        """A lifecycle hook's implementations in command-line order, the default plugins' last; each takes the run."""
+        implementations = getattr(self.manager.hook, hook).get_hookimpls()
+        defaults = [one for one in implementations if one.plugin_name.startswith("default ")]
+        chosen = [one for one in implementations if one not in defaults]
+        return [_taking_run(one.function, bool(one.argnames)) for one in [*chosen, *defaults]]
 
     def explain(self) -> list[dict[str, Any]]:
         """For each hook, who is asked, in the order of asking."""
         rows = []
         for hook in hookspecs.ALL:
             names = [plugin.name for plugin in self.loaded if hook in plugin.hooks]
+            answer = next((_first_line(p.hooks[hook]) for p in self.defaults if hook in p.hooks), "")
             if hook in hookspecs.LIFECYCLE:
-                rows.append({"hook": hook, "rule": "all, in this order", "plugins": names, "default": ""})
-            elif hook in ("plugin_options", "report_sections"):
-                rows.append({"hook": hook, "rule": "each for itself", "plugins": names, "default": ""})
+                rows.append({"hook": hook, "rule": "all, in this order", "plugins": names, "default": answer})
+            elif hook in ("plugin_options", "report_sections", "prepare_model"):
+                rows.append({"hook": hook, "rule": "each for itself", "plugins": names, "default": answer})
             else:
-                default = CORE_DEFAULTS.get(hook, "nothing: a plugin must answer")
+                default = answer or CORE_ANSWERS.get(hook, "nothing: a plugin must answer")
                 rows.append({"hook": hook, "rule": "first answer wins", "plugins": names[::-1], "default": default})
         return rows
 
 
-CORE_DEFAULTS = {
-    "build_optimizer": "AdamW (optimization.optimizer) with the groups of optimization.groups",
-    "build_scheduler": "linear warm-up, then [scheduler]",
+# What the core does when nobody answers, not even a default plugin.
+CORE_ANSWERS = {
     "build_metrics": "no metric besides the loss",
     "build_augmentation": "no augmentation",
     "evaluate": "loop over the group, rows to metrics",
-    "import_weights": "safetensors, or a plain state dict",
-    "export": "safetensors, or a plain state dict",
 }
 
 
@@ -217,7 +255,7 @@ def _no_target(value: str) -> str:
     return f"{value!r} is not an import path such as package.module:name"
 
 
-def _load(name: str, point: EntryPoint) -> Loaded:
+def _load(name: str, point: EntryPoint) -> LoadedPlugin:
     if not _target(point)[0]:
         raise PluginError(f"plugin {name!r}: {_no_target(point.value)}")
     try:
@@ -225,6 +263,10 @@ def _load(name: str, point: EntryPoint) -> Loaded:
     except (Exception, SystemExit) as error:  # whatever a stranger's module raises becomes one row or one message
         raise PluginError(f"plugin {name!r} ({point.value}) cannot be imported: {_one_line(error)}") from error
     return check(name, plugin() if isinstance(plugin, type) else plugin)
+
+
+def _first_line(function: Callable[..., Any]) -> str:
+    return (inspect.getdoc(function) or "").partition("\n")[0]
 
 
 def _one_line(error: BaseException) -> str:

@@ -27,6 +27,7 @@ class Run:
     progress: where the present epoch stands; its tensors live on the device (reading them waits for it). After the
     epoch `progress["timing"]` tells seconds and samples per second.
     network: in `on_evaluate_end`, what was evaluated: `network(batch) -> dict`, of the averaged weights if there are.
+    monitor: the name of the value that picks the best model; empty outside of training.
     modes: value name -> whether larger ("max") or smaller ("min") is better, known before `on_run_start`.
     stage, stage_settings: number and table of the stage of `[[stages]]` under way; without stages 0 and None.
     """
@@ -47,6 +48,7 @@ class Run:
     is_main_process: bool = True
     metrics: dict[str, float] = field(default_factory=dict)
     modes: dict[str, Literal["max", "min"]] = field(default_factory=dict)
+    monitor: str = ""
     stage: int = 0
     stage_settings: Stage | None = None
     progress: dict[str, Any] = field(default_factory=dict)

@@ -1,15 +1,27 @@
-"""Statistics of comparisons: bootstrap limits and p-values, resampling of whole clusters, tests of paired AUCs."""
+"""Statistics of results: means over folds, bootstrap limits and p-values, whole clusters drawn, paired AUCs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
+from scipy.stats import rankdata, t
+
+__all__ = [
+    "AUCTest",
+    "DeLong",
+    "Interval",
+    "Spread",
+    "bootstrap_p_value",
+    "delong",
+    "percentile_interval",
+    "resampled_clusters",
+    "spread",
+]
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
@@ -17,6 +29,31 @@ IntArray = npt.NDArray[np.int64]
 
 # A variance below this is rounding: one pair that two models order differently gives more.
 NO_VARIANCE = 1e-24
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One value over the folds that have it. low, high: Student's t interval of the mean, NaN for a single fold."""
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+    folds: int
+
+
+def spread(values: Sequence[float], confidence: float = 0.95) -> Spread:
+    """Mean, sample standard deviation and t interval of the values that exist."""
+    defined = np.array([value for value in values if not math.isnan(value)], dtype=np.float64)
+    count = len(defined)
+    if count == 0:
+        return Spread(math.nan, math.nan, math.nan, math.nan, 0)
+    mean = float(defined.mean())
+    if count == 1:
+        return Spread(mean, math.nan, math.nan, math.nan, 1)
+    sd = float(defined.std(ddof=1))
+    half = float(t.ppf(0.5 + confidence / 2, count - 1)) * sd / math.sqrt(count)
+    return Spread(mean, sd, mean - half, mean + half, count)
 
 
 class Interval(NamedTuple):

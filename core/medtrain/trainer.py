@@ -9,35 +9,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from medtrain_plugins.standard.splits.splitting import count_splits
 from torch import nn
 
-from medtrain import assemble as build
+from medtrain import assemble
+from medtrain.assemble import Training
 from medtrain.catalog import installed
 from medtrain.config.computational import ComputationalConfig
 from medtrain.config.layers import Layers, read_toml
 from medtrain.config.sections import OptimizationSection, RunConfig
 from medtrain.data.split import Split
-from medtrain.errors import CheckpointError, ConfigError, DataError, PluginError, UsageError
+from medtrain.errors import CheckpointError, ConfigError, DataError, MedtrainError, PluginError, UsageError
 from medtrain.plugins import Plugins
 from medtrain.protocols.dataset import Data
-from medtrain.protocols.metric import Evaluation
+from medtrain.protocols.metric import Evaluation, Metric
 from medtrain.protocols.model import load_state, unwrap
 from medtrain.run import Run
 from medtrain.rundir import checkpoint
 from medtrain.rundir import directory as maps
-from medtrain.rundir import environment as environment_
 from medtrain.rundir.directory import Maps, SplitFolder
-from medtrain.rundir.environment import check_recorded, setup
+from medtrain.rundir.environment import check_recorded, environment, setup
 from medtrain.rundir.retention import LAST
 from medtrain.runtime import determinism, distributed
+from medtrain.runtime.distributed import World
 from medtrain.training.engine import Engine
 from medtrain.training.evaluation import evaluate
 from medtrain.training.fit import Fit, restore_from
 from medtrain.training.loaders import make_loader
-from medtrain.training.monitor import Monitor, choose_monitor
 from medtrain.user_objects import record
-from medtrain.user_objects.user_objects import Given, Metrics, as_metrics, described, from_recipes
+from medtrain.user_objects.user_objects import Metrics, UserObjects, as_metrics, from_recipes
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,9 @@ class Trainer:
         overwrite: bool = False,
     ) -> None:
         named = list(plugins) or (config.run.plugins if config else [])
-        self.given = Given(model, loss, metrics, optimizer, scheduler)
+        self.user_objects = UserObjects(model, loss, metrics, optimizer, scheduler)
         self.callbacks = list(callbacks or ())
-        self.plugins = Plugins.of([*named, *([self.given] if self.given else []), *self.callbacks])
+        self.plugins = Plugins.of([*named, *([self.user_objects] if self.user_objects else []), *self.callbacks])
         if config is None:
             layers = Layers()
             layers.add({"run": {"plugins": [name for name in named if isinstance(name, str)]}}, "Trainer")
@@ -156,15 +155,15 @@ class Trainer:
         given = None if isinstance(split, int) else split
         index = split if isinstance(split, int) else split.index if isinstance(split, Split) else 0
         config = self.config.with_data(given.feeding) if isinstance(given, Split) else self.config
-        config = (computational.apply(config) if computational else config).model_copy(deep=True)
+        config = (computational.apply(config) if computational else config).model_copy(deep=True).for_split(index)
         world = distributed.join(config.computational.device)
         self.path = world.broadcast(self.path or maps.default_path(config.run.plugins, config.run.name))
         source = world.broadcast(self._where_to_start(index, config) if world.is_main else None)
-        parts = self._assemble(config, world, given, index, fresh=source is not None)
+        parts = self._assemble(config, world, given, from_checkpoint=source is not None)
         existed = self.path.exists()
         if world.is_main:
-            environment = environment_.environment()
-            Maps.create(self.path, self._asked, installed(self.config.run.plugins), environment, self._objects())
+            objects = record.describe_objects(self.user_objects, self.plugins, self.callbacks, self.config.run.plugins)
+            Maps.create(self.path, self._asked, installed(self.config.run.plugins), environment(), objects)
         world.barrier()
         folder = Maps(self.path).split(index)
         try:
@@ -184,12 +183,10 @@ class Trainer:
     ) -> TrainResult:
         """Go on from a checkpoint of this run: `last`, `best-<metric>`, `epoch-NNNN`, `step-NNNNNNNN` or a folder.
 
-        On what it was trained, and with what, follows from the record; data given in Python are rebuilt from it where
-        that is possible. A run that ended before its first checkpoint starts over.
+        Data and settings are read from the run directory; data given in Python are rebuilt from it where that is
+        possible. A run that ended before its first checkpoint starts over.
         """
-        folder = self._opened().split(split_idx)
-        config = self.config_of(folder)
-        config = computational.apply(config) if computational else config
+        folder, config = self._opened(split_idx, computational)
         if split is None and (recorded := folder.data()) is not None:
             split = record.rebuild_data(recorded, split_idx)
         if isinstance(split, Split):
@@ -201,8 +198,7 @@ class Trainer:
             source = self._find_checkpoint(folder, str(checkpoint))
         elif world.is_main:
             folder.cut_history(0)
-        parts = self._assemble(config, world, split, split_idx, fresh=source is not None)
-        return self._fit(folder, parts, source)
+        return self._fit(folder, self._assemble(config, world, split, from_checkpoint=source is not None), source)
 
     def extend(self, num_epochs: int, split_idx: int = 0, **resume: Any) -> TrainResult:
         """Train a split on to `num_epochs` epochs in all; further arguments are those of `resume`."""
@@ -238,10 +234,8 @@ class Trainer:
         fitted on; the run's own must still have the recorded members. metrics: others than the run's. details: also
         what metrics add when asked for more (confidence intervals, strata).
         """
-        folder = self._opened().split(split_idx)
+        folder, config = self._opened(split_idx, computational)
         recorded = folder.membership()
-        config = self.config_of(folder)
-        config = computational.apply(config) if computational else config
         world = distributed.join(config.computational.device)
         config = config.with_fresh_model()
         new = split is not None or table is not None or images is not None
@@ -250,17 +244,12 @@ class Trainer:
             config = config.model_copy(update={"data": config.data.model_copy(update=changes)})
         if not new and (kept := folder.data()) is not None:
             split, new = record.rebuild_data(kept, split_idx), True
-        groups = build.evaluation_groups(config, self.plugins, world, split, recorded, new, split_idx)
+        groups = assemble.evaluation_groups(config, self.plugins, world, split, recorded, new)
         if group not in groups.groups:
             raise DataError(f"there is no group {group!r} in these data; groups: {', '.join(groups.groups)}")
-        if metrics is not None:
-            chosen = as_metrics(metrics, self.given.loss)
-        else:
-            chosen = build.build_metrics(config, self.plugins, groups)
-        engine = build.build_evaluator(config, self.plugins, world, chosen)
-        run = Run(config, unwrap(engine.plain), world.device, folder, groups.as_data(), loss=engine.loss)
-        run.is_main_process, run.split = world.is_main, split_idx
-        run.modes = {"loss": "min", **{name: metric.mode for metric in chosen for name in metric.names}}
+        chosen = None if metrics is None else as_metrics(metrics, self.user_objects.loss)
+        run, engine = assemble.assemble_evaluation(config, self.plugins, world, groups, chosen)
+        run.maps = folder
         self._load(folder, engine, run, checkpoint)
         loader = make_loader(config, groups, group, engine)
         run.evaluation = result = evaluate(run, engine, self.plugins, loader, group)
@@ -277,12 +266,10 @@ class Trainer:
         """Write the last evaluation (metrics, predictions, plots, HTML report); returns the folder."""
         if self.run is None or self.run.evaluation is None or self.run.maps is None:
             raise UsageError("nothing has been evaluated yet: call evaluate first")
-        from medtrain_plugins.results.report import write_evaluation
-
         folder = out or self.run.maps.evaluation(self.run.evaluation.group)
-        sections = [section for answer in self.plugins.each("report_sections", run=self.run) for section in answer]
-        write_evaluation(folder, self.run, sections)
-        if out is None:
+        sections = [part for answer in self.plugins.all_results("report_sections", run=self.run) for part in answer]
+        written = self.plugins.first_result("write_report", run=self.run, folder=folder, sections=sections)
+        if out is None and isinstance(written, Path):
             Maps(self.run.maps.path.parent).write_index()
         return folder
 
@@ -295,28 +282,41 @@ class Trainer:
         computational: ComputationalConfig | None = None,
     ) -> Any:
         """A table of predictions for what the plugin understands as input (a folder, a file)."""
-        folder = self._opened().split(split_idx)
-        config = self.config_of(folder)
-        config = computational.apply(config) if computational else config
+        folder, config = self._opened(split_idx, computational)
         world = distributed.join(config.computational.device)
         config = config.with_fresh_model()
-        model = unwrap(build.build_module(config, self.plugins, world))
+        model = unwrap(assemble.build_module(config, self.plugins, world))
         run = Run(config, model, world.device, folder, split=split_idx)
         path = self._evaluated_checkpoint(folder, checkpoint)
         load_state(run.model, checkpoint_weights(path), str(path))
         run.model.eval()
         run.checkpoint = path
-        answer = self.plugins.ask("predict", run=run, sample=sample)
+        answer = self.plugins.first_result("predict", run=run, sample=sample)
         if answer is None:
             raise PluginError(f"none of the plugins {', '.join(self.plugins.names)} can predict (hook predict)")
         return answer
+
+    def build_metrics(self, split_idx: int = 0) -> list[Metric]:
+        """The metrics of a split that was trained, from its record alone: `Data.about` is all they see of the data."""
+        folder, config = self._opened(split_idx)
+        config = config.with_fresh_model()
+        try:
+            return assemble.build_metrics(config, self.plugins, Split({}, about=folder.membership()["about"]))
+        except MedtrainError:
+            raise
+        except Exception as error:  # whatever a plugin does with data that are not there
+            raise PluginError(
+                f"{self.path}: plugin {', '.join(self.plugins.names)} cannot build its metrics from the record of the "
+                f"run ({type(error).__name__}: {error}); what build_metrics needs of the data it has to keep in "
+                "Data.about"
+            ) from error
 
     def dry_run(self) -> dict[str, Any]:
         """Assemble everything and say what it is; nothing is trained or written."""
         config = self.config.model_copy(deep=True)
         world = distributed.join(config.computational.device)
-        run, engine, split, monitor = self._assemble(config, world, None, 0)
-        plan = build.make_plan(config, engine, split, monitor)
+        parts = self._assemble(config, world, None)
+        run, split, monitor, plan = parts.run, parts.split, parts.monitor, parts.plan
         return {
             "plugins": ", ".join(self.plugins.names),
             "splits": self.count_splits(),
@@ -332,7 +332,8 @@ class Trainer:
 
     def count_splits(self) -> int:
         """How many splits the configuration makes of the plugins' data."""
-        return count_splits(self.config.data.num_folds, self.config.data.splits)
+        answer: Split = self.plugins.required("split_data", config=self.config, data=None)
+        return answer.count
 
     def _where_to_start(self, index: int, config: RunConfig) -> Path | None:
         """The checkpoint from which an interrupted training goes on; None when it starts. UsageError: neither."""
@@ -355,78 +356,54 @@ class Trainer:
         return self._find_checkpoint(folder, LAST)
 
     def _assemble(
-        self, config: RunConfig, world: distributed.World, given: Data | Split | None, index: int, fresh: bool = False
-    ) -> tuple[Run, Engine, Split, Monitor]:
-        """Everything a training consists of. fresh: its weights follow from a checkpoint."""
-        if fresh and self.given.model is None:
+        self, config: RunConfig, world: World, given: Data | Split | None, from_checkpoint: bool = False
+    ) -> Training:
+        """The parts of a training. from_checkpoint: its weights follow from one, so no pretrained part is needed."""
+        if from_checkpoint and self.user_objects.model is None:
             config = config.with_fresh_model()
-        if isinstance(given, Split):
-            split = given.checked()
-        elif given is not None:
-            split = build.split_data(config, given, index)
-        else:
-            split = build.build_split(config, self.plugins, world, index)
-        # Data from Python are the same in all stages.
-        rebuild = None if given is None else lambda _: split
-        metrics = build.build_metrics(config, self.plugins, split)
-        monitor = choose_monitor(config, metrics)
-        engine = build.build_engine(config, self.plugins, world, metrics, split, monitor, rebuild)
-        run = Run(
-            config=config,
-            model=unwrap(engine.plain),
-            device=world.device,
-            data=split.as_data(),
-            optimizer=engine.optimizer,
-            schedule=engine.schedule,
-            loss=engine.loss,
-            num_epochs=config.optimization.num_epochs,
-            is_main_process=world.is_main,
-        )
-        run.modes = {"loss": "min", **{name: metric.mode for metric in metrics for name in metric.names}}
-        return run, engine, split, monitor
+        return assemble.assemble_training(config, self.plugins, world, given)
 
     def _fit(
-        self,
-        folder: SplitFolder,
-        parts: tuple[Run, Engine, Split, Monitor],
-        source: Path | None,
-        data: Data | Split | None = None,
+        self, folder: SplitFolder, parts: Training, source: Path | None, data: Data | Split | None = None
     ) -> TrainResult:
-        run, engine, split, _ = parts
-        run.maps, run.split = folder, folder.number
-        if not engine.world.is_main:
-            return self._go(folder, parts, source)
+        """Train in the locked folder of the split. data: given in Python, recorded at the start."""
+        parts.run.maps = folder
+        if not parts.engine.world.is_main:
+            return self._run(folder, parts, source)
         with folder.locked():
             if source is None:
+                split = parts.split
                 folder.write_membership(split.membership(), split.digest(), split.about)
                 if data is not None:
                     folder.write_data(record.describe_data(data))
-            result = self._go(folder, parts, source)
+            result = self._run(folder, parts, source)
         Maps(folder.path.parent).write_index()
         return result
 
-    def _go(self, folder: SplitFolder, parts: tuple[Run, Engine, Split, Monitor], source: Path | None) -> TrainResult:
-        run, engine, split, monitor = parts
-        fit = Fit(run, engine, split, self.plugins, folder, monitor)
+    def _run(self, folder: SplitFolder, parts: Training, source: Path | None) -> TrainResult:
+        run, world, monitor = parts.run, parts.engine.world, parts.monitor
+        fit = Fit(run, parts.engine, parts.split, self.plugins, folder, monitor)
         if source is not None:
             for problem in restore_from(fit, source):
                 folder.log(f"damaged checkpoint passed over: {problem}")
-        if engine.world.is_main:
-            where = setup(run.config, engine.world.device, engine.world.size)
-            folder.write_start(run.config.to_toml(), where)
+        if world.is_main:
+            folder.write_start(run.config.to_toml(), setup(run.config, world.device, world.size))
         fit.start(resumed=source is not None)
         fit.go()
-        engine.world.barrier()
+        world.barrier()
         best = folder.checkpoint(f"best-{monitor.name}")
         value = {"name": monitor.name, "value": fit.best.best, "epoch": fit.best.epoch}
         kept = best if best.is_dir() else folder.checkpoint(LAST)
         assert self.path is not None
         return TrainResult(self.path, folder.number, kept, value, run.epoch, dict(run.metrics))
 
-    def _opened(self) -> Maps:
+    def _opened(self, number: int, computational: ComputationalConfig | None = None) -> tuple[SplitFolder, RunConfig]:
+        """A split of the run directory, and the configuration to go on with."""
         if self.path is None:
             raise CheckpointError("this trainer has not trained yet: there is no run directory")
-        return Maps.open(self.path)
+        folder = Maps.open(self.path).split(number)
+        config = self.config_of(folder).for_split(number)
+        return folder, computational.apply(config) if computational else config
 
     def config_of(self, folder: SplitFolder) -> RunConfig:
         """The configuration a split was trained with, and what was changed since."""
@@ -434,17 +411,6 @@ class Trainer:
             return self.config
         named = [*self.config.run.plugins]
         return record.read_config(folder.config_file, named, self._assignments, self.plugins.options())
-
-    def _objects(self) -> dict[str, Any]:
-        """What the run directory keeps of objects that are no plugins by name."""
-        objects = self.given.recipes()
-        named = self.config.run.plugins
-        others = [p.plugin for p in self.plugins.loaded if p.name not in named and p.plugin is not self.given]
-        kept = {"plugins": [p for p in others if p not in self.callbacks], "callbacks": self.callbacks}
-        for name, items in kept.items():
-            if recipes := [described(item) for item in items if record.is_kept(item)]:
-                objects[name] = recipes
-        return objects
 
     def _find_checkpoint(self, folder: SplitFolder, name: str) -> Path:
         candidates = [folder.checkpoint(name), Path(name)]

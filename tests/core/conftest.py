@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from medtrain.config import Layers
 from medtrain.plugins import Plugins
 from medtrain.rundir.directory import Maps
 from safetensors.torch import load_file
+from torch.multiprocessing import ProcessRaisedException, start_processes
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +62,40 @@ def toy_run(trainer: Callable[..., Trainer]) -> Callable[..., Path]:
         return trainer(name, *assignments, **given).train().maps
 
     return train
+
+
+@pytest.fixture
+def forked() -> Callable[..., None]:
+    """`forked(lambda: trainer("run").train(), ranks=2)` runs it as each rank of a run on the CPU.
+
+    The processes are forks of the test's, so that objects and patches of the test hold in them, and nothing they do to
+    torch holds in the test. What one of them raises is raised here, as torch.multiprocessing.ProcessRaisedException.
+    """
+
+    for module in ("accelerate", "torch._dynamo"):  # DDP imports both: once, not in each process
+        import_module(module)
+
+    def run(function: Callable[[], Any], ranks: int = 1) -> None:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+
+        def rank(number: int) -> None:
+            place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+            os.environ.update({name: str(value) for name, value in place.items()})
+            os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+            function()
+
+        processes = start_processes(rank, nprocs=ranks, join=False, daemon=True, start_method="fork")
+        try:
+            while not processes.join(grace_period=1):  # a rank whose peer failed may wait for it in C++
+                pass
+        except ProcessRaisedException as error:
+            if "Autograd-and-Fork" in str(error):
+                pytest.skip("an earlier test used a GPU or torch.compile: autograd cannot be forked any more")
+            raise
+
+    return run
 
 
 @pytest.fixture

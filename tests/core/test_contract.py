@@ -9,7 +9,7 @@ from typing import Any
 import click
 import medtrain
 import pytest
-from medtrain import errors, hookimpl, hookspecs
+from medtrain import catalog, errors, hookimpl, hookspecs
 from medtrain.config import RunConfig
 from medtrain.errors import PluginError
 from medtrain.plugins import Plugins, check
@@ -24,7 +24,9 @@ HOOKS = {
     hookspecs.Building: {
         "plugin_options": [],
         "build_data": ["config"],
+        "split_data": ["config", "data"],
         "build_model": ["config"],
+        "prepare_model": ["config", "model", "read_weights"],
         "build_loss": ["config", "model"],
         "build_optimizer": ["config", "model"],
         "build_scheduler": ["config", "optimizer", "plan"],
@@ -37,6 +39,7 @@ HOOKS = {
         "import_weights": ["config", "paths"],
         "export": ["run", "format", "path", "check"],
         "report_sections": ["run"],
+        "write_report": ["run", "folder", "sections"],
     },
     hookspecs.Lifecycle: {
         "on_run_start": ["run"],
@@ -51,13 +54,17 @@ HOOKS = {
 }
 
 PUBLIC = [
+    "COLOURS",
     "NONE",
     "Augmentation",
     "BatchMetric",
+    "ComparedRuns",
     "ComputationalConfig",
     "Data",
     "EarlyStoppingCallback",
     "Evaluation",
+    "ImportedCheckpoint",
+    "ImportedSplit",
     "KFold",
     "LRSchedulerCallback",
     "Metric",
@@ -78,11 +85,20 @@ PUBLIC = [
     "Undefined",
     "__version__",
     "build_model",
+    "compare_runs",
+    "counts_text",
+    "differences_table",
     "hookimpl",
+    "make_folder",
     "make_kfold",
     "make_split",
+    "parameter_groups",
+    "scores_table",
     "seed_everything",
     "seed_everything_context",
+    "write_comparison",
+    "write_page",
+    "write_run",
 ]
 
 KEYS: dict[str, Any] = {
@@ -284,7 +300,7 @@ def test_exit_codes() -> None:
 
 
 def test_command_tree() -> None:
-    assert set(OPTIONS) <= set(COMMANDS)
+    assert set(OPTIONS) <= {*COMMANDS, *catalog.commands()}
     for dotted, wanted in OPTIONS.items():
         context = click.Context(cli)
         command: Any = cli
@@ -350,7 +366,7 @@ def _plugins(*answers: Any) -> Plugins:
     ],
 )
 def test_the_last_plugin_answers_first_and_the_first_answer_wins(answers: tuple[Any, ...], wanted: Any) -> None:
-    assert _plugins(*answers).ask("build_model", config=None) is wanted
+    assert _plugins(*answers).first_result("build_model", config=None) is wanted
 
 
 def test_none_says_its_name() -> None:
@@ -378,7 +394,7 @@ def test_lifecycle_and_reports_follow_the_command_line() -> None:
     for hook in plugins.lifecycle("on_epoch_end"):
         hook(None)
     assert said == ["a", "b", "c"]
-    assert plugins.each("report_sections", run=None) == [["a"], ["b"], ["c"]]
+    assert plugins.all_results("report_sections", run=None) == [["a"], ["b"], ["c"]]
 
 
 def test_explain_gives_the_order_of_asking() -> None:

@@ -16,6 +16,7 @@ from medtrain.errors import DataError
 from medtrain.plugins import Plugins
 from medtrain.protocols.metric import Evaluation
 from medtrain.rundir.directory import Maps
+from medtrain.statistics import spread
 from medtrain_plugins.results.folds import (
     across_folds,
     average,
@@ -23,7 +24,6 @@ from medtrain_plugins.results.folds import (
     evaluate_folds,
     pool,
     read_evaluations,
-    spread,
 )
 from medtrain_plugins.results.folds import write_folds as write
 from scipy import stats

@@ -41,6 +41,9 @@ TESTS = {
     "stages": "stages",
     "transfer": "transfer",
     "computational": "optimizers loop trainer",
+    "computational.compile": "computational::test_training_goes_through_torch_compile",
+    "computational.memory_format": "computational::test_batches_and_weights_lie_in_the_memory_format",
+    "computational.find_unused_parameters": "computational::test_parts_that_a_batch_skips_need_find_unused_parameters",
 }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from medtrain.errors import DataError, UsageError
 from medtrain_plugins.standard.splits.partition import (
-    deal_folds,
+    assign_folds,
     hold_out,
     hold_outs,
     is_continuous,
@@ -39,7 +39,7 @@ def spread(fold_of: dict[str, int], owners: list[str], values: list[Any], k: int
 @pytest.mark.parametrize("seed", range(40))
 def test_folds_of_random_cohorts(seed: int) -> None:
     owners, strata, k = cohort(seed)
-    fold_of = deal_folds(owners, strata, k, seed)
+    fold_of = assign_folds(owners, strata, k, seed)
     assert set(fold_of) == set(owners)
     sizes = Counter(fold_of.values())
     assert set(sizes) == set(range(k))
@@ -69,7 +69,7 @@ def test_many_columns_of_a_small_cohort() -> None:
     owners = [f"sub-{i}" for i in range(40)]
     strata = [tuple(generator.integers(2, size=5).tolist()) for _ in owners]
     for seed in range(10):
-        fold_of = deal_folds(owners, strata, 5, seed)
+        fold_of = assign_folds(owners, strata, 5, seed)
         assert max(spread(fold_of, owners, [value[c] for value in strata], 5) for c in range(5)) <= 2
 
 
@@ -78,11 +78,11 @@ def test_continuous_columns_are_balanced_by_quantile() -> None:
     owners = [f"sub-{i}" for i in range(100)]
     ages = generator.normal(70, 10, size=100).tolist()
     quarter = np.digitize(ages, np.quantile(ages, [0.25, 0.5, 0.75])).tolist()
-    fold_of = deal_folds(owners, ages, 5, 0)
+    fold_of = assign_folds(owners, ages, 5, 0)
     assert spread(fold_of, owners, quarter, 5) <= 2
     means = [np.mean([age for owner, age in zip(owners, ages, strict=True) if fold_of[owner] == f]) for f in range(5)]
     assert np.ptp(means) < 3
-    plain = deal_folds(owners, None, 5, 0)
+    plain = assign_folds(owners, None, 5, 0)
     assert spread(plain, owners, quarter, 5) > 2
 
 
@@ -98,11 +98,11 @@ def test_the_seed_decides_and_the_order_does_not(groups: bool) -> None:
         return None if values is None else [values[i] for i in order]
 
     again = (shuffled(owners), shuffled(strata))
-    first = deal_folds(owners, strata, 4, 7, families)
-    assert deal_folds(*again, 4, 7, shuffled(families)) == first  # type: ignore[arg-type]
+    first = assign_folds(owners, strata, 4, 7, families)
+    assert assign_folds(*again, 4, 7, shuffled(families)) == first  # type: ignore[arg-type]
     assert hold_out(*again, 12, 7, shuffled(families)) == hold_out(owners, strata, 12, 7, families)  # type: ignore[arg-type]
-    assert deal_folds(owners, strata, 4, 8, families) != first
-    assert deal_folds(owners, strata, 4, 7, families, repeat=1) != first
+    assert assign_folds(owners, strata, 4, 8, families) != first
+    assert assign_folds(owners, strata, 4, 7, families, repeat=1) != first
 
 
 def test_everyone_is_as_likely_to_be_held_out() -> None:
@@ -120,7 +120,7 @@ def test_groups_stay_together() -> None:
     families = [f"fam-{i}" for i in range(60) for _ in range(generator.integers(1, 5))]
     owners = [f"sub-{i}" for i in range(len(families))]
     sexes = generator.choice(["F", "M"], size=len(owners)).tolist()
-    fold_of = deal_folds(owners, sexes, 5, 0, families)
+    fold_of = assign_folds(owners, sexes, 5, 0, families)
     assert (
         max(len({fold_of[o] for o, f in zip(owners, families, strict=True) if f == family}) for family in families) == 1
     )
@@ -137,7 +137,7 @@ def test_no_fold_is_empty_however_uneven_the_groups() -> None:
     sites = ["A"] * 50 + ["B", "C", "D"]
     owners = [f"sub-{i}" for i in range(53)]
     for seed in range(5):
-        assert set(deal_folds(owners, None, 4, seed, sites).values()) == {0, 1, 2, 3}
+        assert set(assign_folds(owners, None, 4, seed, sites).values()) == {0, 1, 2, 3}
         held_out = hold_out(owners, None, 1, seed, sites)
         assert len(held_out) == 1
     halves = ["A"] * 10 + ["B"] * 10
@@ -152,16 +152,16 @@ def test_leave_one_out_names_each_group() -> None:
 
 def test_a_participant_in_two_groups_is_refused() -> None:
     with pytest.raises(DataError, match=r"in one group.*\n  - 'a' is in 'X' and in 'Y'"):
-        deal_folds(["a", "b", "a"], None, 2, 0, ["X", "Y", "Y"])
+        assign_folds(["a", "b", "a"], None, 2, 0, ["X", "Y", "Y"])
 
 
 def test_more_folds_than_participants() -> None:
     with pytest.raises(DataError, match="5 folds cannot be made of 3 participants; ask for at most 3"):
-        deal_folds(["a", "b", "c", "c"], None, 5, 0)
+        assign_folds(["a", "b", "c", "c"], None, 5, 0)
     with pytest.raises(DataError, match="3 folds cannot be made of 2 groups"):
-        deal_folds(["a", "b", "c"], None, 3, 0, ["X", "X", "Y"])
+        assign_folds(["a", "b", "c"], None, 3, 0, ["X", "X", "Y"])
     with pytest.raises(UsageError, match="at least 2"):
-        deal_folds(["a", "b"], None, 1, 0)
+        assign_folds(["a", "b"], None, 1, 0)
 
 
 def test_somebody_must_be_left() -> None:
@@ -175,7 +175,7 @@ def test_somebody_must_be_left() -> None:
 def test_missing_values_are_a_stratum() -> None:
     owners = [f"sub-{i}" for i in range(40)]
     ages: list[Any] = [None if i % 4 == 0 else float("nan") if i % 4 == 1 else 50.0 + i for i in range(40)]
-    fold_of = deal_folds(owners, ages, 5, 0)
+    fold_of = assign_folds(owners, ages, 5, 0)
     assert spread(fold_of, owners, [i % 4 < 2 for i in range(40)], 5) == 0
 
 
@@ -197,7 +197,7 @@ def test_what_counts_as_continuous(values: list[Any], continuous: bool) -> None:
 
 def test_strata_of_different_width_are_refused() -> None:
     with pytest.raises(DataError, match="a tuple of the same length"):
-        deal_folds(["a", "b"], [(1, 2), 3], 2, 0)
+        assign_folds(["a", "b"], [(1, 2), 3], 2, 0)
 
 
 def test_numbers_in_names_sort_as_numbers() -> None:
@@ -217,7 +217,7 @@ def test_twenty_thousand_participants() -> None:
         )
     )
     start = time.process_time()
-    fold_of = deal_folds(owners, strata, 5, 0)
+    fold_of = assign_folds(owners, strata, 5, 0)
     assert time.process_time() - start < 5
     assert spread(fold_of, owners, [value[1] for value in strata], 5) <= 1
     assert spread(fold_of, owners, [value[2] for value in strata], 5) <= 1

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
-from medtrain import hookimpl, plugins
+from medtrain import catalog, hookimpl, plugins
 from medtrain.errors import ConfigError, PluginError
 from medtrain.plugins import Plugins, check
 
@@ -125,7 +126,7 @@ def test_an_unknown_name_suggests_the_nearest(imported_zoo: Path) -> None:
 def test_discovery_imports_nothing(imported_zoo: Path) -> None:
     for name in MODULES:
         sys.modules.pop(f"fake_{name}", None)
-    plugins.discover()
+    catalog.discover()
     assert not [name for name in sys.modules if name.startswith("fake_")]
 
 
@@ -143,9 +144,9 @@ def test_a_cache_that_cannot_be_written_does_no_harm(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MEDTRAIN_CACHE", str(tmp_path / "file"))
-    statuses = {row.name: row.status for row in plugins.probe()}
+    statuses = {row.name: row.status for row in catalog.probe()}
     assert statuses["fine"] == "ok"
-    assert {row.name: row.status for row in plugins.discover()}["fine"] == "not probed"
+    assert {row.name: row.status for row in catalog.discover()}["fine"] == "not probed"
 
 
 def test_a_plugin_is_named_once() -> None:
@@ -167,17 +168,17 @@ def test_presets_lie_beside_the_module(imported_zoo: Path) -> None:
     (package / "__init__.py").write_text(GOOD)
     (package / "presets" / "paper.toml").write_text("[run]\nseed = 1\n")
     distribution(imported_zoo, "boxed", {"boxed": "boxed"})
-    assert set(plugins.presets("boxed")) == {"paper"}
-    assert plugins.find_preset(["fine", "boxed"], "paper") == [package / "presets" / "paper.toml"]
+    assert set(catalog.presets("boxed")) == {"paper"}
+    assert catalog.find_preset(["fine", "boxed"], "paper") == [package / "presets" / "paper.toml"]
     with pytest.raises(ConfigError, match=r"no chosen plugin has it \(did you mean 'paper'\?\); known: paper"):
-        plugins.find_preset(["boxed"], "papre")
+        catalog.find_preset(["boxed"], "papre")
     with pytest.raises(ConfigError, match="known: none"):
-        plugins.find_preset(["fine"], "demo")
+        catalog.find_preset(["fine"], "demo")
 
 
 def test_docstrings_are_read_from_the_source(imported_zoo: Path) -> None:
     (imported_zoo / "said.py").write_text('def speak():\n    """Says something."""\n')
-    point: Callable[[str], Any] = lambda target: plugins.EntryPoint("x", target, "medtrain.commands")  # noqa: E731
-    assert plugins.docstring(point("said:speak")) == "Says something."
-    assert plugins.docstring(point("said:silent")) == ""
-    assert plugins.docstring(point("fake_fine")) == "A fine plugin."
+    point: Callable[[str], Any] = lambda target: EntryPoint("x", target, "medtrain.commands")  # noqa: E731
+    assert catalog.docstring(point("said:speak")) == "Says something."
+    assert catalog.docstring(point("said:silent")) == ""
+    assert catalog.docstring(point("fake_fine")) == "A fine plugin."

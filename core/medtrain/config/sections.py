@@ -249,6 +249,7 @@ class RunConfig(SectionModel):
     plugins: dict[str, Any] = Field({}, description="options by plugin")
     _fresh: bool = PrivateAttr(default=False)
     _stage: Stage | None = PrivateAttr(default=None)
+    _split: int = PrivateAttr(default=0)
 
     @field_validator("stages")
     @classmethod
@@ -265,6 +266,17 @@ class RunConfig(SectionModel):
     def stage(self) -> Stage | None:
         """The stage of `[[stages]]` that data are asked for; None without stages, and for the run's own members."""
         return self._stage
+
+    @property
+    def split(self) -> int:
+        """The number of the split that data are asked for."""
+        return self._split
+
+    def for_split(self, number: int) -> RunConfig:
+        """The same configuration for split `number` of the run."""
+        config = self.model_copy()
+        config._split = number
+        return config
 
     def for_stage(self, stage: Stage) -> RunConfig:
         """The same configuration within a stage: its batch size, and `stage` for whoever builds data."""

@@ -6,15 +6,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medtrain_plugins.standard.splits.partition import deal_folds, hold_out
+    from medtrain_plugins.standard.splits.partition import assign_folds, hold_out
     from medtrain_plugins.standard.splits.split_tables import make_kfold, make_split
     from medtrain_plugins.standard.splits.splitters import KFold, SingleSplit
     from medtrain_plugins.standard.splits.splitting import split_groups
 
+    from medtrain.data.adapters import NamedSamples, Weighted
     from medtrain.data.cache import cache_dir
     from medtrain.data.loader import Item, Loader, collate
     from medtrain.data.preparing import processes, refuse_mixture, write_report
-    from medtrain.data.split import Joined, Split
+    from medtrain.data.split import Joined, Part, Split
     from medtrain.data.tables import (
         BIDS_MISSING,
         CSV_MISSING,
@@ -37,11 +38,14 @@ _HOMES = {
     "Joined": "medtrain.data.split",
     "KFold": "medtrain_plugins.standard.splits.splitters",
     "Loader": "medtrain.data.loader",
+    "NamedSamples": "medtrain.data.adapters",
+    "Part": "medtrain.data.split",
     "SingleSplit": "medtrain_plugins.standard.splits.splitters",
     "Split": "medtrain.data.split",
+    "Weighted": "medtrain.data.adapters",
     "cache_dir": "medtrain.data.cache",
     "collate": "medtrain.data.loader",
-    "deal_folds": "medtrain_plugins.standard.splits.partition",
+    "assign_folds": "medtrain_plugins.standard.splits.partition",
     "hold_out": "medtrain_plugins.standard.splits.partition",
     "infer_types": "medtrain.data.tables",
     "make_kfold": "medtrain_plugins.standard.splits.split_tables",
@@ -69,11 +73,14 @@ __all__ = [
     "Joined",
     "KFold",
     "Loader",
+    "NamedSamples",
+    "Part",
     "SingleSplit",
     "Split",
+    "Weighted",
+    "assign_folds",
     "cache_dir",
     "collate",
-    "deal_folds",
     "hold_out",
     "infer_types",
     "make_kfold",

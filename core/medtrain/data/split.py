@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
-from medtrain.data.adapters import Weighted, adopt, named
+from medtrain.data.adapters import Weighted, from_dataloader, named
 from medtrain.data.loader import Loader
 from medtrain.errors import DataError, first_lines
 from medtrain.protocols.dataset import Data, Dataset, participants_of, sample_ids_of
@@ -47,7 +47,8 @@ class Split:
     """The groups of one fold.
 
     about: facts the data's plugin wants recorded. index: which fold, and the number of its folder in the run
-    directory. feeding: values of the section `data` that `build_train_loader` and `build_val_loader` settled.
+    directory. feeding: values of the section `data` that `build_train_loader` and `build_val_loader` settled. count:
+    how many splits the data make.
     """
 
     groups: dict[str, Dataset]
@@ -55,6 +56,7 @@ class Split:
     about: dict[str, Any] = field(default_factory=dict)
     index: int = 0
     feeding: dict[str, Any] = field(default_factory=dict)
+    count: int = 1
 
     @classmethod
     def of(cls, train: Any, validation: Any = None, test: Any = None, index: int = 0) -> Split:
@@ -66,7 +68,7 @@ class Split:
         for group, given in (("train", train), ("validation", validation), ("test", test)):
             if given is None:
                 continue
-            dataset, settings = adopt(given) if isinstance(given, DataLoader) else (given, None)
+            dataset, settings = from_dataloader(given) if isinstance(given, DataLoader) else (given, None)
             split.groups[group] = named(dataset, group)
             if settings is not None and group == "train":
                 split.build_train_loader(**settings)

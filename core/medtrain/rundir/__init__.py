@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from medtrain.rundir.directory import Maps, SplitFolder
-from medtrain.rundir.evaluation_files import METRICS, PREDICTIONS, REPORT, describe, predictions, read_predictions
+from medtrain.rundir.checkpoint import read_manifest
+from medtrain.rundir.directory import Maps, SplitFolder, default_path
+from medtrain.rundir.evaluation_files import (
+    METRICS,
+    PLOTS,
+    PREDICTIONS,
+    REPORT,
+    describe,
+    predictions,
+    predictions_of,
+    read_predictions,
+)
 from medtrain.rundir.files import new_folder, read_json, replace_file, sha256, strict, write_json, write_text
 
 __all__ = [
     "METRICS",
+    "PLOTS",
     "PREDICTIONS",
     "REPORT",
     "Maps",
     "SplitFolder",
+    "default_path",
     "describe",
     "new_folder",
     "predictions",
+    "predictions_of",
     "read_json",
+    "read_manifest",
     "read_predictions",
     "replace_file",
     "sha256",

@@ -57,6 +57,13 @@ def predictions(rows: Rows) -> pd.DataFrame:
     return table
 
 
+def predictions_of(run: Run, evaluation: Evaluation) -> pd.DataFrame:
+    """`predictions` of an evaluation, with the participant of each row where the run's data tell them."""
+    table = predictions(evaluation.rows)
+    table.attrs[PARTICIPANTS] = _participants(run, evaluation)
+    return table
+
+
 def read_predictions(path: Path) -> tuple[Rows, list[str] | None] | None:
     """The rows of a predictions.parquet as they were, and the participant of each where they are known.
 

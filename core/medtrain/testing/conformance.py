@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from medtrain import assemble as build
-from medtrain import catalog, plugins
+from medtrain import assemble, catalog, plugins
 from medtrain.config.layers import Layers, read_toml
 from medtrain.config.sections import RunConfig
 from medtrain.data.split import Part, Split
@@ -106,11 +105,11 @@ class _Checklist:
         self.findings.append(Finding(what, True))
 
 
-def _load(plugin: str | Any) -> plugins.Loaded:
+def _load(plugin: str | Any) -> plugins.LoadedPlugin:
     return plugins.load(plugin) if isinstance(plugin, str) else plugins.check(type(plugin).__name__, plugin)
 
 
-def _check_options(loaded: plugins.Loaded) -> None:
+def _check_options(loaded: plugins.LoadedPlugin) -> None:
     model = loaded.options()
     if model is None:
         return
@@ -124,7 +123,7 @@ def _check_options(loaded: plugins.Loaded) -> None:
     raise _Fault("a misspelt option would be ignored; derive the options from medtrain.config.SectionModel")
 
 
-def _check_parts(chosen: list[Any], loaded: plugins.Loaded, checks: _Checklist) -> tuple[RunConfig, Data]:
+def _check_parts(chosen: list[Any], loaded: plugins.LoadedPlugin, checks: _Checklist) -> tuple[RunConfig, Data]:
     """Everything a run consists of, on one batch; returns configuration and data of the run to come."""
     with checks.item("data, model, loss, optimizer, schedule and metrics can be built"):
         layers = Layers()
@@ -134,8 +133,9 @@ def _check_parts(chosen: list[Any], loaded: plugins.Loaded, checks: _Checklist) 
         layers.add(settings, "check")
         config = layers.build({loaded.name: loaded.options()})
         world = distributed.join("cpu")
-        data = _few(build.build_split(config, Plugins.of(chosen), world), 3 * config.data.batch_size)
-        run, engine, split, monitor = Trainer(plugins=chosen, config=config)._assemble(config, world, data, 0)
+        data = _few(assemble.build_split(config, Plugins.of(chosen), world), 3 * config.data.batch_size)
+        parts = assemble.assemble_training(config, Plugins.of(chosen), world, data)
+        run, engine, split = parts.run, parts.engine, parts.split
         _check_schedule(engine.schedule)
     batch = prepare(engine, next(make_loader(config, split, "train", engine).epoch()))
     with checks.item("model(batch) returns a dict"):
@@ -152,7 +152,7 @@ def _check_parts(chosen: list[Any], loaded: plugins.Loaded, checks: _Checklist) 
             for metric in engine.metrics:
                 if set(values := metric.compute(rows)) != set(metric.names):
                     raise _Fault(f"{type(metric).__name__} names {list(metric.names)} but returns {list(values)}")
-    steps = build.make_plan(config, engine, split, monitor).steps_per_epoch
+    steps = parts.plan.steps_per_epoch
     config.checkpoint.every_n_steps = steps + steps // 2
     return config, data
 

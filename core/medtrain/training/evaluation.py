@@ -28,7 +28,7 @@ def evaluate(
 ) -> Evaluation:
     """A plugin's own evaluation, or the core's loop over the group."""
     run.network = engine.for_evaluation()
-    answer = plugins.ask("evaluate", run=run, loader=batches(loader, engine))
+    answer = plugins.first_result("evaluate", run=run, loader=batches(loader, engine))
     if answer is None:
         return evaluate_group(run, engine, loader, group, stop=stop)
     result: Evaluation = engine.world.broadcast(answer)

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from medtrain_plugins.standard import callbacks
-from medtrain_plugins.standard.early_stopping import early_stopping
 
 from medtrain.data.loader import Loader
 from medtrain.data.split import Split
 from medtrain.errors import ConfigError, HookError, Interrupted, MedtrainError, Preempted
-from medtrain.plugins import Plugins, check
+from medtrain.plugins import Plugins
 from medtrain.protocols.metric import Evaluation
 from medtrain.protocols.model import training_mode
 from medtrain.run import Run
@@ -29,7 +27,7 @@ from medtrain.training.engine import Engine
 from medtrain.training.evaluation import evaluate
 from medtrain.training.interruptions import Interruptions
 from medtrain.training.loaders import make_loader, steps_per_epoch
-from medtrain.training.monitor import Monitor, modes_of
+from medtrain.training.monitor import Monitor
 from medtrain.training.stages import ScaledSchedule
 from medtrain.training.step import StopSignal, check_finite, train_epoch
 from medtrain.training.totals import Totals
@@ -47,12 +45,8 @@ class Fit:
         self.config, self.world = run.config, engine.world
         self.several = self.world.size > 1
         self.monitor = monitor
-        run.modes = modes_of(engine.metrics)
         self.keeper = Keeper(self.config.checkpoint, folder, kept(self.config.checkpoint, monitor.name, run.modes))
-        callbacks.refuse_several_schedulers([plugin.plugin for plugin in plugins.loaded])
         self.plugins = plugins
-        if stopping := early_stopping(self.config.early_stopping, monitor.name):
-            self.plugins = Plugins([*plugins.loaded, check("early_stopping", stopping)])
         self.totals: Totals | None = None
         self.first_step = 0
         self.finished = ""

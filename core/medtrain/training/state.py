@@ -17,6 +17,7 @@ def take(fit: Fit, totals: Totals | None) -> Checkpoint:
     """The training as it stands. totals: those of the epoch under way, of all processes together."""
     engine, run = fit.engine, fit.run
     model = unwrap(engine.plain).state_dict()
+    states = [(name, plugin.state_dict()) for name, plugin in fit.plugins.stateful.items()]
     state: dict[str, Any] = {
         "optimizer": engine.optimizer.state_dict(),
         "schedule": engine.schedule.state_dict(),
@@ -26,11 +27,7 @@ def take(fit: Fit, totals: Totals | None) -> Checkpoint:
         "evaluations": fit.evaluations,
         "skipped": engine.skipped,
         "frozen": engine.transfer.frozen,
-        "plugins": {
-            plugin.name: plugin.plugin.state_dict()
-            for plugin in fit.plugins.loaded
-            if hasattr(plugin.plugin, "state_dict")
-        },
+        "plugins": {name: state for name, state in states if state is not None},
     }
     if engine.ema is not None:
         state["ema"] = {"training_model": model, "n_averaged": engine.ema.n_averaged}
@@ -86,9 +83,9 @@ def restore(fit: Fit, saved: Checkpoint) -> None:
     engine.schedule.load_state_dict(state["schedule"])
     if engine.scaler:
         engine.scaler.load_state_dict(state["scaler"])
-    for plugin in fit.plugins.loaded:
-        if plugin.name in state["plugins"]:
-            plugin.plugin.load_state_dict(state["plugins"][plugin.name])
+    for name, plugin in fit.plugins.stateful.items():
+        if name in state["plugins"]:
+            plugin.load_state_dict(state["plugins"][name])
     fit.keeper.load_state_dict(state["best"])
     fit.evaluations, engine.skipped = state["evaluations"], state["skipped"]
     fit.budget.go_on_from(facts["seconds"])

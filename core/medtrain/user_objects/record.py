@@ -14,8 +14,10 @@ from medtrain.config.layers import Layers, read_toml
 from medtrain.config.sections import RunConfig
 from medtrain.data.split import Split
 from medtrain.errors import UsageError, first_lines
+from medtrain.plugins import Plugins
 from medtrain.protocols.dataset import Data
 from medtrain.user_objects import recipe
+from medtrain.user_objects.user_objects import UserObjects, described
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +77,19 @@ def rebuild_plugins(recorded: Sequence[Any], what: str) -> list[Any]:
     return found
 
 
+def describe_objects(
+    objects: UserObjects, plugins: Plugins, callbacks: Sequence[Any], named: Sequence[str]
+) -> dict[str, Any]:
+    """What the run directory keeps of objects that are no plugins by name. named: those that are."""
+    kept = objects.recipes()
+    others = [p.plugin for p in plugins.loaded if p.name not in named and p.plugin is not objects]
+    groups = {"plugins": [p for p in others if p not in callbacks], "callbacks": callbacks}
+    for name, items in groups.items():
+        if recipes := [described(item) for item in items if is_kept(item)]:
+            kept[name] = recipes
+    return kept
+
+
 def describe_data(data: Data | Split) -> dict[str, Any]:
     """Data given in Python, as the run directory keeps them: a recipe, or the reason why there is none."""
     named = {"whole": data.whole, **data.groups()} if isinstance(data, Data) else data.groups
@@ -87,7 +102,7 @@ def describe_data(data: Data | Split) -> dict[str, Any]:
             "about": data.about,
             "feeding": feeding,
         }
-    except recipe.Unwritable as error:
+    except recipe.NotSerializable as error:
         return {"unwritable": str(error)}
 
 

@@ -15,12 +15,12 @@ from medtrain.hookspecs import hookimpl
 from medtrain.protocols.metric import BatchMetric, Metric
 from medtrain.protocols.model import SupervisedModel, TensorLoss, TensorModel
 from medtrain.protocols.schedule import Schedule
-from medtrain.user_objects.recipe import Unwritable, callable_class, rebuild, recipe
+from medtrain.user_objects.recipe import NotSerializable, callable_class, rebuild, recipe
 
 Metrics = Mapping[str, Any] | Sequence[Metric]
 
 
-class Given:
+class UserObjects:
     """Model, loss, metrics, optimizer and scheduler of a Python user.
 
     model: a network trained in place, or a function that makes one (then fresh for every split). loss: of two tensors
@@ -112,7 +112,7 @@ class Given:
 
 
 def from_recipes(described: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `Given`, from what a run directory keeps; `given` ones come first.
+    """Arguments of `UserObjects`, from what a run directory keeps; `given` ones come first.
 
     Raises UsageError naming the argument that has to be given again.
     """
@@ -146,7 +146,7 @@ def described(value: Any) -> Any:
     """A recipe, or the reason why there is none."""
     try:
         return recipe(value)
-    except Unwritable as error:
+    except NotSerializable as error:
         return {"unwritable": str(error)}
 
 

@@ -40,7 +40,7 @@ def read(plugins: Plugins, plugin: str, config: RunConfig, paths: Sequence[Path]
             raise ConfigError(f"{path}: there is no such weights file")
     if len(paths) == 1 and (own := _read_own(paths[0], plugin)) is not None:
         return own
-    found: Any = plugins.ask("import_weights", config=config, paths=list(paths))
+    found: Any = plugins.first_result("import_weights", config=config, paths=list(paths))
     if found is not None and found is not NONE:
         weights: Weights = found
         return weights

@@ -32,11 +32,11 @@ class Brain:
     def build_data(self, config: RunConfig) -> Data:
         """Images of a BIDS or CAPS tree, for the core to split; they complete the options."""
         from medtrain_plugins.brain.build_data import open_cohort
-        from medtrain_plugins.brain.tasks import settle
+        from medtrain_plugins.brain.tasks import resolve_options
 
         options = config.options(self.name)
         data = open_cohort(options, config)
-        settle(options, data.whole)
+        resolve_options(options, data.whole)
         return data
 
     @hookimpl
@@ -59,12 +59,12 @@ class Brain:
 
         The training group is known here, before model and loss: what follows from labels follows from it alone.
         """
-        from medtrain_plugins.brain.tasks import build_metrics, learn, settle
+        from medtrain_plugins.brain.tasks import build_metrics, infer_from_data, resolve_options
 
         options = config.options(self.name)
         if data.train is not None:
-            settle(options, data.train)
-            learn(options, data.train)
+            resolve_options(options, data.train)
+            infer_from_data(options, data.train)
         return build_metrics(options)
 
     @hookimpl

@@ -6,16 +6,58 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medtrain.config import SectionModel
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from medtrain_plugins.brain.data.extraction import ExtractionOptions
-
+Triple = tuple[int, int, int]
 LOSSES = {
     "classification": ("cross_entropy", "focal"),
     "regression": ("mse", "l1", "huber"),
     "segmentation": ("dice_ce", "dice", "cross_entropy"),
     "reconstruction": ("mse", "l1", "ssim"),
 }
+
+
+class ExtractionOptions(SectionModel):
+    """What of a volume is a sample."""
+
+    kind: Literal["image", "patch", "slice", "roi"] = Field("image", description="whole image, or which part of it")
+    size: Triple | None = Field(None, description="patch: voxels along each axis; one number for all")
+    overlap: Triple = Field((0, 0, 0), description="patch: voxels that neighbours share along each axis")
+    padding: Literal["none", "constant", "edge", "reflect"] = Field(
+        "constant", description="patch: what lies beyond the border; none: the last patch of an axis is moved inside"
+    )
+    padding_value: float = Field(0.0, description="patch: value of constant padding")
+    direction: Literal[0, 1, 2] = Field(2, description="slice: the axis that slices are perpendicular to")
+    slices: list[int] = Field([], description="slice: only these; default: all")
+    discarded: list[int] = Field([], description="slice: all but these")
+    borders: tuple[int, int] = Field((0, 0), description="slice: how many are left out at both ends of the axis")
+    squeeze: bool = Field(True, description="slice: samples of two dimensions, without the axis of length 1")
+    boxes: dict[str, tuple[int, int, int, int, int, int]] = Field(
+        {}, description="roi: first voxel and end (exclusive) along each axis, by name: [i0, i1, j0, j1, k0, k1]"
+    )
+    mask: str = Field("", description="roi: NIfTI file; the box around each of its labels is a region")
+    margin: int = Field(0, ge=0, description="roi: voxels added around the boxes of a mask")
+
+    @field_validator("size", "overlap", mode="before")
+    @classmethod
+    def _for_all_axes(cls, value: Any) -> Any:
+        return (value,) * 3 if isinstance(value, int) else value
+
+    @field_validator("borders", mode="before")
+    @classmethod
+    def _for_both_ends(cls, value: Any) -> Any:
+        return (value, value) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _complete(self) -> ExtractionOptions:
+        if self.kind == "patch":
+            if self.size is None or min(self.size) < 1:
+                raise ValueError("patches need a size of at least 1 voxel, such as size = 32")
+            if any(not 0 <= shared < length for shared, length in zip(self.overlap, self.size, strict=True)):
+                raise ValueError(f"the overlap {self.overlap} must be smaller than the size {self.size} of a patch")
+        if self.kind == "roi" and bool(self.boxes) == bool(self.mask):
+            raise ValueError("regions are given either by boxes or by a mask")
+        return self
 
 
 class InferenceOptions(SectionModel):

@@ -15,9 +15,8 @@ from medtrain_plugins.brain.evaluation.metrics import (
     RegressionMetrics,
     SegmentationMetrics,
 )
-from medtrain_plugins.brain.model.inference import Inference
 from medtrain_plugins.brain.model.losses import ClassLoss, ReconstructionLoss, RegressionLoss, SegmentationLoss
-from medtrain_plugins.brain.model.model import DENSE, VolumeModel
+from medtrain_plugins.brain.model.model import VolumeModel, as_model
 from medtrain_plugins.brain.model.networks import build_network
 from medtrain_plugins.brain.options import BrainOptions
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from medtrain.protocols import Metric
 
 
-def settle(options: BrainOptions, dataset: Any) -> None:
+def resolve_options(options: BrainOptions, dataset: Any) -> None:
     """Complete what all groups share, the shape of images and the names of classes, from any dataset of them.
 
     Raises ConfigError for images of another shape than the options say, DataError for labels the task cannot use.
@@ -50,7 +49,7 @@ def settle(options: BrainOptions, dataset: Any) -> None:
         options.classes = ["background", *(f"label_{number}" for number in range(1, max(highest, 1) + 1))]
 
 
-def learn(options: BrainOptions, train: Any) -> None:
+def infer_from_data(options: BrainOptions, train: Any) -> None:
     """Complete what follows from labels, "balanced" `class_weights` and `label_scale`, from the training group.
 
     What is complete stays. Raises DataError for classes without an image, and labels that are no numbers.
@@ -118,14 +117,6 @@ def build_model(options: BrainOptions) -> VolumeModel:
         raise ConfigError("plugins.brain.classes: without data the names of at least two classes are needed")
     network = build_network(options.network, options.task, network_shape(options), outputs, options.network_options)
     return as_model(network, options)
-
-
-def as_model(network: nn.Module, options: BrainOptions) -> VolumeModel:
-    """A trained network as the model of a run."""
-    inference = Inference(
-        options.inference, dense=options.task in DENSE, logits=options.task in ("classification", "segmentation")
-    )
-    return VolumeModel(network, options.task, inference, options.label_scale or (0.0, 1.0), options.standardize)
 
 
 def build_loss(options: BrainOptions) -> nn.Module:

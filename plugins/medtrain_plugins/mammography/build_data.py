@@ -15,9 +15,9 @@ from medtrain.errors import ConfigError
 
 from medtrain_plugins.mammography.cohort.cohort import Cohort, read_cohort
 from medtrain_plugins.mammography.cohort.dataset import ExamDataset
+from medtrain_plugins.mammography.cohort.layouts import CSAW_CANCER_TYPES, EMBED_CANCER_TYPES
 from medtrain_plugins.mammography.cohort.samples import Samples
 from medtrain_plugins.mammography.evaluation.metrics import RiskMetrics
-from medtrain_plugins.mammography.evaluation.strata import CSAW_CANCER_TYPES, EMBED_CANCER_TYPES
 from medtrain_plugins.mammography.options import CohortOptions, RiskOptions
 
 log = logging.getLogger("medtrain")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from medtrain import Data, Run, RunConfig, Section
     from medtrain.protocols import Check, Evaluation
 
-    from medtrain_plugins.nodule.evaluation.whole_scans import DetectionMetric
+    from medtrain_plugins.nodule.evaluation.metrics import DetectionMetric
     from medtrain_plugins.nodule.inference.predict import DetectedScan
     from medtrain_plugins.nodule.model.detector_loss import NoduleLoss
     from medtrain_plugins.nodule.options import PivotOptions
@@ -57,7 +57,7 @@ class Pivot:
     @hookimpl
     def build_metrics(self, config: RunConfig, data: Data) -> list[DetectionMetric]:
         """CPM, sensitivities, centres, sizes, triage, of whole scans."""
-        from medtrain_plugins.nodule.evaluation.whole_scans import metrics_of
+        from medtrain_plugins.nodule.evaluation.metrics import metrics_of
 
         return metrics_of(config.options(self.name))
 
@@ -95,6 +95,6 @@ class Pivot:
     @hookimpl
     def report_sections(self, run: Run) -> list[Section]:
         """FROC, strata, centres and sizes, malignancy; and the untrained network beside it."""
-        from medtrain_plugins.nodule.evaluation.whole_scans import detection_sections
+        from medtrain_plugins.nodule.evaluation.report import detection_sections
 
         return detection_sections(run, run.config.options(self.name))

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from medtrain.config import SectionModel
 from pydantic import Field, field_validator, model_validator
 
-from medtrain_plugins.nodule.data.augmentation import AugmentationOptions
-from medtrain_plugins.nodule.inference_options import InferenceOptions
-
+Range = tuple[float, float]
 Task = Literal["heatmap", "offset", "log_diameter", "triage", "segmentation"]
 Voxels = Annotated[int, Field(ge=1)]
 Triple = tuple[Voxels, Voxels, Voxels]
+TestTimeAugmentation = Literal["flip_x", "flip_y", "flip_z", "rotate_90"]
 
 
 class SamplingOptions(SectionModel):
@@ -114,6 +114,184 @@ class LossOptions(SectionModel):
         return self
 
 
+def _probability(default: float) -> Any:
+    return Field(default, ge=0, le=1, description="of each training patch")
+
+
+class FlipOptions(SectionModel):
+    """Mirrors, each axis on its own."""
+
+    probability: float = Field(0.5, ge=0, le=1, description="of each training patch, for each axis")
+    axes: tuple[int, ...] = Field((0, 1, 2), description="of z, y, x, those that may be mirrored")
+
+    @field_validator("axes")
+    @classmethod
+    def _known(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if set(value) - {0, 1, 2} or len(set(value)) < len(value):
+            raise ValueError("name axes out of 0 (z), 1 (y), 2 (x), each once")
+        return value
+
+
+class QuarterTurnOptions(SectionModel):
+    """Turns by 90, 180 or 270 degrees, in planes where patch and voxels are square."""
+
+    probability: float = _probability(0.0)
+
+
+class RotationOptions(SectionModel):
+    """Turns about all three axes, of the patient in mm."""
+
+    probability: float = _probability(0.5)
+    max_angle: float = Field(15.0, ge=0, le=180, description="degrees about each axis, either way")
+
+
+class ScaleOptions(SectionModel):
+    """Enlarges or shrinks; diameters change along."""
+
+    probability: float = _probability(0.5)
+    scale_range: Range = Field((0.9, 1.1), description="smallest and largest factor")
+
+    @field_validator("scale_range")
+    @classmethod
+    def _ordered(cls, value: Range) -> Range:
+        return _range(value, positive=True)
+
+
+class TranslationOptions(SectionModel):
+    """Shifts by fractions of voxels and more."""
+
+    probability: float = _probability(0.0)
+    max_shift: float = Field(4.0, ge=0, description="voxels along each axis, either way")
+
+
+class ElasticOptions(SectionModel):
+    """Bends (Simard et al., ICDAR 2003): smoothed random displacements."""
+
+    probability: float = _probability(0.2)
+    alpha: float = Field(10.0, ge=0, description="factor of the displacements, before smoothing up to 1 voxel")
+    sigma: float = Field(3.0, ge=1, description="standard deviation of the smoothing in voxels")
+
+
+class NoiseOptions(SectionModel):
+    """Gaussian noise."""
+
+    probability: float = _probability(0.3)
+    noise_std: float = Field(0.01, ge=0, description="standard deviation, in values of the network's input")
+
+
+class BlurOptions(SectionModel):
+    """Gaussian blur."""
+
+    probability: float = _probability(0.0)
+    sigma_range: Range = Field((0.25, 1.0), description="smallest and largest standard deviation in voxels")
+
+    @field_validator("sigma_range")
+    @classmethod
+    def _ordered(cls, value: Range) -> Range:
+        return _range(value)
+
+
+class GammaOptions(SectionModel):
+    """Powers of the input's values within their range."""
+
+    probability: float = _probability(0.0)
+    gamma_range: Range = Field((0.8, 1.25), description="smallest and largest exponent")
+
+    @field_validator("gamma_range")
+    @classmethod
+    def _ordered(cls, value: Range) -> Range:
+        return _range(value, positive=True)
+
+
+class IntensityOptions(SectionModel):
+    """Factor and offset of the input's values."""
+
+    probability: float = _probability(0.0)
+    factor_range: Range = Field((0.9, 1.1), description="smallest and largest factor")
+    max_offset: float = Field(0.05, ge=0, description="added, either way")
+
+    @field_validator("factor_range")
+    @classmethod
+    def _ordered(cls, value: Range) -> Range:
+        return _range(value)
+
+
+class SliceThicknessOptions(SectionModel):
+    """Thicker slices, as another protocol would have made: averages along z, interpolated back."""
+
+    probability: float = _probability(0.0)
+    thickness_range: Range = Field((2.0, 5.0), description="smallest and largest thickness in mm")
+
+    @field_validator("thickness_range")
+    @classmethod
+    def _ordered(cls, value: Range) -> Range:
+        return _range(value, positive=True)
+
+
+class AugmentationOptions(SectionModel):
+    """Random changes of training patches. Each has a probability; 0 switches it off."""
+
+    enabled: bool = Field(True, description="false: none of them")
+    random_flip: FlipOptions = Field(default_factory=FlipOptions)  # type: ignore[arg-type]
+    random_rotate90: QuarterTurnOptions = Field(default_factory=QuarterTurnOptions)
+    random_rotation: RotationOptions = Field(default_factory=RotationOptions)  # type: ignore[arg-type]
+    random_scale: ScaleOptions = Field(default_factory=ScaleOptions)  # type: ignore[arg-type]
+    random_translation: TranslationOptions = Field(default_factory=TranslationOptions)  # type: ignore[arg-type]
+    elastic_deformation: ElasticOptions = Field(default_factory=ElasticOptions)  # type: ignore[arg-type]
+    slice_thickness: SliceThicknessOptions = Field(default_factory=SliceThicknessOptions)  # type: ignore[arg-type]
+    random_blur: BlurOptions = Field(default_factory=BlurOptions)  # type: ignore[arg-type]
+    random_gamma: GammaOptions = Field(default_factory=GammaOptions)  # type: ignore[arg-type]
+    random_intensity: IntensityOptions = Field(default_factory=IntensityOptions)  # type: ignore[arg-type]
+    random_noise: NoiseOptions = Field(default_factory=NoiseOptions)  # type: ignore[arg-type]
+
+
+class InferenceOptions(SectionModel):
+    """Windows, views of the scan, and the reading of peaks."""
+
+    window: list[Annotated[int, Field(ge=1)]] = Field(
+        [], description="voxels of a window, one number or z, y, x; default: the patch size of training"
+    )
+    overlap: float = Field(0.5, ge=0, lt=1, description="of neighbouring windows, as a share of the window")
+    border: float = Field(
+        0.0, ge=0, le=0.5, description="windows reach at least this share of a window beyond the scan; 0.5 costs most"
+    )
+    blend: Literal["gaussian", "constant"] = Field("gaussian", description="weight of a window's voxels")
+    batch_size: int = Field(2, ge=1, description="windows that go through the network together")
+    accumulate_on: Literal["cpu", "device"] = Field(
+        "cpu", description="where the maps of the scan are summed; a GPU is faster, and needs 40 bytes a voxel"
+    )
+    lungs_only: bool = Field(False, description="leave out windows without lung; needs a scan in HU")
+    tta: list[TestTimeAugmentation] = Field(
+        [], description="average over flips and quarter turns of axial slices, and their combinations"
+    )
+    tta_count: int | None = Field(
+        None, ge=1, description="views at most, the scan itself included; simple ones first; default: all"
+    )
+    kernel: int = Field(3, ge=1, description="a peak is highest within this cube; odd")
+    min_confidence: float = Field(0.05, ge=0, le=1, description="least height of a peak, before calibration")
+    top_k: int | None = Field(200, ge=1, description="peaks at most")
+    merge: bool = Field(False, description="candidates within one nodule: their weighted mean instead of the highest")
+    threshold: float = Field(0.0, ge=0, le=1, description="least score of a candidate, after calibration")
+    calibration: Path | None = Field(
+        None,
+        description="JSON file of `medtrain calibrate pivot`; default: calibration.json in the split's folder, if any",
+    )
+
+    @field_validator("calibration", mode="before")
+    @classmethod
+    def _none_when_empty(cls, value: Any) -> Any:
+        # So that --set can take back what a run was configured with: TOML has no null.
+        return None if value == "" else value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if len(self.window) not in (0, 1, 3):
+            raise ValueError("window: give one number, or three for z, y, x")
+        if self.kernel % 2 == 0:
+            raise ValueError("kernel must be odd: a peak has as many neighbours before it as behind it")
+        return self
+
+
 class EvaluationOptions(SectionModel):
     """How whole scans are evaluated, in training and afterwards."""
 
@@ -193,3 +371,10 @@ class PivotOptions(SectionModel):
     def stride(self) -> Triple:
         """Between validation patches."""
         return self.sampling.stride or self.sampling.patch_size
+
+
+def _range(value: Range, positive: bool = False) -> Range:
+    low, high = value
+    if not (math.isfinite(low) and math.isfinite(high)) or low > high or low < 0 or (positive and low == 0):
+        raise ValueError(f"give the smallest and the largest, both {'above' if positive else 'at least'} 0")
+    return value

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medtrain.assemble import _required, logger
 from medtrain.config import Layers, RunConfig
 from medtrain.errors import ConfigError
 from medtrain.plugins import Plugins
@@ -16,6 +16,8 @@ from medtrain.protocols.weights import Weights
 from medtrain.runtime import determinism
 from medtrain.weights.reading import read as read_weights
 from torch import nn
+
+logger = logging.getLogger(__name__)
 
 
 def build_model(plugin: str, weights: str | Path | Sequence[str | Path] | None = None, **options: Any) -> nn.Module:
@@ -47,7 +49,7 @@ def build_with_weights(plugin: str, given: Layers, paths: Sequence[Path]) -> tup
         given = _fill_in(plugin, given, found, ", ".join(map(str, paths)))
     config = given.build(plugins.options()).with_fresh_model()
     determinism.seed_model(config.run.seed)
-    model: nn.Module = unwrap(_required(plugins, "build_model", config=config))
+    model: nn.Module = unwrap(plugins.required("build_model", config=config))
     if paths:
         load_state(model, found.state, ", ".join(map(str, paths)))
     return model, found

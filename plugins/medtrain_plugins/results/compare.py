@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,30 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from medtrain import __version__
 from medtrain.errors import DataError, UsageError
-from medtrain.protocols.metric import Array, Metric, Rows
-from medtrain.protocols.report import Section
-from medtrain.rundir.files import strict, write_json
+from medtrain.protocols import Array, Comparison, Metric, Rows, Score, Section, Unit
+from medtrain.rundir import strict, write_json
 from medtrain.statistics import resampled_clusters
 
 from medtrain_plugins.results import report
-from medtrain_plugins.results.evaluations import FinishedRun, read_run
+from medtrain_plugins.results.evaluations import EvaluatedRun, evaluated_run
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-from medtrain.protocols.comparison import Comparison, Score, Unit
 
 COMPARISON = "comparison.json"
-
-
 INTERVAL = "95 % CI"
-
-
 COLOURS = ("#3f6fa8", "#d1495b", "#2f8f6f", "#c98a1b", "#7b5ea7", "#4aa3b8", "#8a6d5a", "#6b7280")
-
-
-log = logging.getLogger("medtrain")
 
 
 @dataclass
@@ -45,7 +35,7 @@ class ComparedRuns:
     group: str
     seed: int
     replicates: int
-    runs: list[FinishedRun]
+    runs: list[EvaluatedRun]
     comparisons: list[Comparison]
     skipped: list[str]
 
@@ -83,7 +73,7 @@ def compare_runs(
     metrics without its data.
     """
     names = _names([Path(path) for path in paths])
-    runs = [read_run(Path(path), name, group, split) for path, name in zip(paths, names, strict=True)]
+    runs = [evaluated_run(Path(path), name, group, split) for path, name in zip(paths, names, strict=True)]
     matched, skipped = _matched(runs)
     if not matched:
         lists = "; ".join(f"{run.name} has {', '.join(_value_names(run)) or 'none'}" for run in runs)
@@ -209,7 +199,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [str(path) if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
 
 
-def _matched(runs: Sequence[FinishedRun]) -> tuple[list[dict[str, Metric]], list[str]]:
+def _matched(runs: Sequence[EvaluatedRun]) -> tuple[list[dict[str, Metric]], list[str]]:
     """Metrics that every run has (of one class, with a value in common), by run; and values not every run has."""
     matched = []
     for metric in runs[0].metrics:
@@ -226,18 +216,18 @@ def _matched(runs: Sequence[FinishedRun]) -> tuple[list[dict[str, Metric]], list
     return matched, [name for name in everything if name not in shared]
 
 
-def _partner(metric: Metric, run: FinishedRun) -> Metric | None:
+def _partner(metric: Metric, run: EvaluatedRun) -> Metric | None:
     for other in run.metrics:
         if type(other) is type(metric) and set(other.names) & set(metric.names):
             return other
     return None
 
 
-def _value_names(run: FinishedRun) -> list[str]:
+def _value_names(run: EvaluatedRun) -> list[str]:
     return [name for metric in run.metrics for name in metric.names]
 
 
-def _participant_of(runs: Sequence[FinishedRun]) -> dict[str, str] | None:
+def _participant_of(runs: Sequence[EvaluatedRun]) -> dict[str, str] | None:
     """The participant of every sample; None when a run does not tell, DataError when runs disagree."""
     known: dict[str, str] = {}
     for run in runs:

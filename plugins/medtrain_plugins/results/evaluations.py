@@ -1,4 +1,4 @@
-"""Finished runs as comparisons need them: one evaluation of a group, whether of one split or of all folds together."""
+"""Evaluated runs as comparisons need them: one evaluation of a group, of one split or of all folds together."""
 
 from __future__ import annotations
 
@@ -8,26 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medtrain import assemble as build
-from medtrain.data.split import Split
-from medtrain.errors import DataError, MedtrainError, PluginError, UsageError
-from medtrain.protocols.metric import Metric, Rows
-from medtrain.rundir import checkpoint, evaluation_files
-from medtrain.rundir.directory import Maps, SplitFolder
-from medtrain.rundir.files import read_json
-from medtrain.trainer import Trainer
+from medtrain import Trainer
+from medtrain.errors import CheckpointError, DataError, UsageError
+from medtrain.protocols import Metric, Rows
+from medtrain.rundir import METRICS, PREDICTIONS, Maps, SplitFolder, read_json, read_manifest, read_predictions
 
 from medtrain_plugins.results.folds import average, pool
 
 log = logging.getLogger("medtrain")
 
-# metrics.json, the rows, and whose each row is
-Found = tuple[dict[str, Any], Rows, list[str] | None]
+# metrics.json, the rows, and the participant of each row
+Evaluated = tuple[dict[str, Any], Rows, list[str] | None]
 
 
 @dataclass
-class FinishedRun:
-    """A run that was evaluated on a group. participants: of each row, where the evaluation told them."""
+class EvaluatedRun:
+    """A run that was evaluated on a group. participants: of each row, where the evaluation has them."""
 
     name: str
     maps: Path
@@ -37,7 +33,7 @@ class FinishedRun:
     participants: list[str] | None
 
 
-def read_run(path: Path, name: str, group: str, split: int | None = None) -> FinishedRun:
+def evaluated_run(path: Path, name: str, group: str, split: int | None = None) -> EvaluatedRun:
     """A run with its evaluation of a group, evaluated and reported first where it has none that is up to date.
 
     split: one of its splits; None: all of them, their predictions pooled (validation: everybody once) or, where all
@@ -60,10 +56,10 @@ def read_run(path: Path, name: str, group: str, split: int | None = None) -> Fin
         "status": chosen[0].status()["status"],
         **{key: metrics.get(key) for key in ("checkpoint", "epoch", "step", "samples")},
     }
-    return FinishedRun(name, path, facts, _metrics_of(trainer, chosen[0], path), rows, participants)
+    return EvaluatedRun(name, path, facts, trainer.build_metrics(numbers[0]), rows, participants)
 
 
-def _evaluated(trainer: Trainer, folder: SplitFolder, group: str) -> Found:
+def _evaluated(trainer: Trainer, folder: SplitFolder, group: str) -> Evaluated:
     if (found := _read_evaluation(folder, group)) is None:
         log.info("Evaluating %s on group %s", folder.path, group)
         trainer.evaluate(group, split_idx=folder.number)
@@ -74,7 +70,7 @@ def _evaluated(trainer: Trainer, folder: SplitFolder, group: str) -> Found:
     return found
 
 
-def _together(path: Path, found: Sequence[Found]) -> Found:
+def _together(path: Path, found: Sequence[Evaluated]) -> Evaluated:
     """The evaluations of several splits as one."""
     tables = [rows for _, rows, _ in found]
     try:
@@ -97,29 +93,24 @@ def _together(path: Path, found: Sequence[Found]) -> Found:
     return facts, rows, [participant_of[sample] for sample in ids] if complete else None
 
 
-def _read_evaluation(folder: SplitFolder, group: str) -> Found | None:
+def _read_evaluation(folder: SplitFolder, group: str) -> Evaluated | None:
     """What is on disk, unless the checkpoint it was made from has been trained further since."""
     where = folder.evaluation(group)
-    table = where / f"{evaluation_files.PREDICTIONS}.parquet"
-    if not table.is_file() or not (where / evaluation_files.METRICS).is_file():
+    table = where / f"{PREDICTIONS}.parquet"
+    if not table.is_file() or not (where / METRICS).is_file():
         return None
-    metrics = read_json(where / evaluation_files.METRICS)
-    manifest = folder.checkpoint(str(metrics.get("checkpoint"))) / checkpoint.MANIFEST
-    if manifest.is_file() and read_json(manifest).get("step") != metrics.get("step"):
+    metrics = read_json(where / METRICS)
+    if (step := _step(folder, metrics)) is not None and step != metrics.get("step"):
         return None
-    if (found := evaluation_files.read_predictions(table)) is None:
+    if (found := read_predictions(table)) is None:
         return None
     return metrics, *found
 
 
-def _metrics_of(trainer: Trainer, folder: SplitFolder, path: Path) -> list[Metric]:
-    config = trainer.config_of(folder).with_fresh_model()
+def _step(folder: SplitFolder, metrics: dict[str, Any]) -> int | None:
+    """The step of the checkpoint that was evaluated, as it is now; None when it is gone."""
     try:
-        return build.build_metrics(config, trainer.plugins, Split({}, about=folder.membership()["about"]))
-    except MedtrainError:
-        raise
-    except Exception as error:  # whatever a plugin does with data that are not there
-        raise PluginError(
-            f"{path}: plugin {', '.join(trainer.plugins.names)} cannot build its metrics from the record of the run "
-            f"({type(error).__name__}: {error}); what build_metrics needs of the data it has to keep in Data.about"
-        ) from error
+        step: int = read_manifest(folder.checkpoint(str(metrics.get("checkpoint"))))["step"]
+    except CheckpointError:
+        return None
+    return step

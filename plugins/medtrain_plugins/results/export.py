@@ -79,7 +79,7 @@ def export_model(
     held_against = Check(found.data, max_drop) if check else None
     try:
         with replace_file(out) as aside:
-            answer = found.plugins.ask("export", run=run, format=format, path=aside, check=held_against)
+            answer = found.plugins.first_result("export", run=run, format=format, path=aside, check=held_against)
             if answer is None or answer is NONE:
                 answer = _write_plain(aside, format, found)
     except OSError as error:

@@ -10,32 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from medtrain.errors import DataError, UsageError
-from medtrain.protocols.metric import Evaluation, Metric, Rows, compute_all
-from medtrain.protocols.report import Section
-from medtrain.rundir import evaluation_files
-from medtrain.rundir.directory import Maps
-from medtrain.rundir.files import read_json, strict, write_json
+from medtrain.errors import DataError
+from medtrain.protocols import Evaluation, Metric, Rows, Section, compute_all
+from medtrain.rundir import METRICS, PREDICTIONS, Maps, predictions, read_json, read_predictions, strict, write_json
+from medtrain.statistics import Spread, spread
 
 from medtrain_plugins.results import report
 
 if TYPE_CHECKING:
     import pandas as pd
-    from medtrain.trainer import Trainer
+    from medtrain import Trainer
 
-CONFIDENCE = 0.95
 log = logging.getLogger("medtrain")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """One value over the folds that have it. low, high: Student's t interval of the mean, NaN for a single fold."""
-
-    mean: float
-    sd: float
-    low: float
-    high: float
-    folds: int
 
 
 @dataclass
@@ -81,7 +67,7 @@ def evaluate_folds(trainer: Trainer, group: str, **options: Any) -> FoldResults:
         trainer.report()
     run = trainer.run
     assert run is not None
-    metrics = trainer.plugins.ask("build_metrics", config=run.config, data=run.data)
+    metrics = trainer.plugins.first_result("build_metrics", config=run.config, data=run.data)
     return across_folds(group, evaluations, metrics if isinstance(metrics, list) else [])
 
 
@@ -105,22 +91,6 @@ def average_predictions(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
             log.info("left out: %s, on which the splits differ; each tells its own with --split", name)
             averaged = averaged.drop(columns=name)
     return averaged
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Mean, sample standard deviation and 95 % t interval of the values that exist."""
-    there = np.array([value for value in values if not math.isnan(value)], dtype=np.float64)
-    count = len(there)
-    if count == 0:
-        return Spread(math.nan, math.nan, math.nan, math.nan, 0)
-    mean = float(there.mean())
-    if count == 1:
-        return Spread(mean, math.nan, math.nan, math.nan, 1)
-    from scipy.stats import t
-
-    sd = float(there.std(ddof=1))
-    half = float(t.ppf(0.5 + CONFIDENCE / 2, count - 1)) * sd / math.sqrt(count)
-    return Spread(mean, sd, mean - half, mean + half, count)
 
 
 def across_folds(group: str, evaluations: dict[int, Evaluation], metrics: Sequence[Metric]) -> FoldResults:
@@ -177,10 +147,10 @@ def read_evaluations(maps: Maps, group: str) -> dict[int, Evaluation]:
     found = {}
     for folder in maps.splits():
         where = folder.evaluation(group)
-        if not (where / evaluation_files.METRICS).is_file():
+        if not (where / METRICS).is_file():
             raise DataError(f"{folder.path}: group {group!r} has not been evaluated")
-        described = read_json(where / evaluation_files.METRICS)
-        read = evaluation_files.read_predictions(where / f"{evaluation_files.PREDICTIONS}.parquet")
+        described = read_json(where / METRICS)
+        read = read_predictions(where / f"{PREDICTIONS}.parquet")
         if read is None:
             raise DataError(f"{where}: the predictions do not tell their shapes; evaluate again")
         values = {name: math.nan if value is None else value for name, value in described["metrics"].items()}
@@ -197,7 +167,7 @@ def write_folds(maps: Maps, results: FoldResults, title: str) -> Path:
     for name in ("pooled", "ensemble"):
         evaluation: Evaluation | None = getattr(results, name)
         if evaluation is not None:
-            table = evaluation_files.predictions(evaluation.rows)
+            table = predictions(evaluation.rows)
             table.to_parquet(folder / f"{name}.parquet", index=False)
             table.to_csv(folder / f"{name}.csv", index=False)
             facts = "all predictions together" if name == "pooled" else "predictions averaged over the folds"
@@ -205,15 +175,6 @@ def write_folds(maps: Maps, results: FoldResults, title: str) -> Path:
     numbers = ", ".join(str(number) for number in results.by_fold)
     report.write_page(folder, title, f"Run {maps.path.name}, splits {numbers}.", sections)
     return folder
-
-
-def monitored(maps: Maps) -> tuple[str, Spread]:
-    """The value that picked the best models, and its best over the splits that were trained."""
-    bests = [folder.status().get("best") or {} for folder in maps.splits()]
-    names = {best["name"] for best in bests if best.get("name")}
-    if len(names) != 1:
-        raise UsageError(f"{maps.path}: the splits were monitored by {', '.join(sorted(names)) or 'nothing'}")
-    return names.pop(), spread([math.nan if best.get("value") is None else best["value"] for best in bests])
 
 
 def _overview(results: FoldResults) -> Section:

@@ -10,24 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medtrain.errors import UsageError
-from medtrain.rundir.files import write_json, write_text
+from medtrain.protocols import Section
+from medtrain.rundir import METRICS, PLOTS, PREDICTIONS, REPORT, describe, predictions_of, write_json, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-    from medtrain.protocols.metric import Evaluation
-    from medtrain.run import Run
-from medtrain.protocols.report import Section
-from medtrain.rundir.evaluation_files import (
-    METRICS,
-    PARTICIPANTS,
-    PLOTS,
-    PREDICTIONS,
-    REPORT,
-    _participants,
-    describe,
-    predictions,
-)
+    from medtrain import Run
+    from medtrain.protocols import Evaluation
 
 
 def write_evaluation(folder: Path, run: Run, sections: Sequence[Section]) -> None:
@@ -36,8 +26,7 @@ def write_evaluation(folder: Path, run: Run, sections: Sequence[Section]) -> Non
     assert evaluation is not None
     make_folder(folder)
     write_json(folder / METRICS, describe(run, evaluation))
-    table = predictions(evaluation.rows)
-    table.attrs[PARTICIPANTS] = _participants(run, evaluation)
+    table = predictions_of(run, evaluation)
     table.to_parquet(folder / f"{PREDICTIONS}.parquet", index=False)
     table.to_csv(folder / f"{PREDICTIONS}.csv", index=False)
     where = run.maps.path.parent.name if run.maps else ""

@@ -36,10 +36,10 @@ class KArSL:
     def build_data(self, config: RunConfig) -> Data:
         """Train, validation and test clips. What the configuration leaves open is settled here, before it is used."""
         from medtrain_plugins.sign.build_data import build_data
-        from medtrain_plugins.sign.defaults import settle
+        from medtrain_plugins.sign.options import resolve_options
 
         options = config.options(self.name)
-        settle(config, options)
+        resolve_options(config, options)
         return build_data(config, options)
 
     @hookimpl

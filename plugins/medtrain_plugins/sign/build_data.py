@@ -39,7 +39,7 @@ def build_data(config: RunConfig, options: KArSLOptions) -> Data:
     options.normalisation = normalisation
 
     signs = options.sign_numbers
-    groups = deal(chosen, config.run.seed, config.data.validation_fraction, options.hold_out_signer)
+    groups = assign_groups(chosen, config.run.seed, config.data.validation_fraction, options.hold_out_signer)
     refuse_unlearnable(chosen.loc[groups["train"]], signs, folder)
     data = Data(collate=collate, about=describe(clips, chosen, groups, options, folder))
     for name, rows in groups.items():
@@ -89,7 +89,7 @@ def find_normalisation(chosen: pd.DataFrame, folder: Path) -> Any:
     return next(iter(kinds))
 
 
-def deal(
+def assign_groups(
     chosen: pd.DataFrame, seed: int, validation_fraction: float, hold_out_signer: int | None = None
 ) -> dict[str, list[int]]:
     """Rows of the index by group. A function of the clips' names and the seed, not of their order on disk."""

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from medtrain.config import SectionModel
+from medtrain.config import SectionModel, read_toml
+from medtrain.errors import ConfigError
 from pydantic import Field, field_validator, model_validator
 
 from medtrain_plugins.sign.data.landmarks import MAX_SIGN
 
+if TYPE_CHECKING:
+    from medtrain import RunConfig
+
 # Letter -> head size, heads and layers when only the letter is given.
 SIZES = {"t": (16, 4, 2), "s": (32, 4, 4), "m": (64, 4, 6), "l": (128, 6, 8)}
 _ALIASES = {"model_metadata": "model_size"}
+# Sections that get the published values of presets/paper.toml.
+SECTIONS = ("data", "optimization", "scheduler", "validation")
 
 
 class ModelSize(NamedTuple):
@@ -136,3 +143,26 @@ def _take(values: dict[str, Any], name: str, value: Any, alias: str) -> None:
     if name in values and str(values[name]) != str(value):
         raise ValueError(f"{name} is {values[name]!r} and {alias} says {value!r}; give one of them")
     values[name] = value
+
+
+def resolve_options(config: RunConfig, options: KArSLOptions) -> None:
+    """Complete a configuration before anything is built from it or recorded.
+
+    Keys that neither a preset, a file nor a flag gave get the published value, and the original flag `num_epochs`
+    becomes `optimization.num_epochs`. What was recorded is complete, so a resumed run changes nothing here. Raises
+    ConfigError when the number of epochs was given twice.
+    """
+    if (epochs := options.num_epochs) is not None:
+        if "num_epochs" in config.optimization.model_fields_set and config.optimization.num_epochs != epochs:
+            raise ConfigError(
+                f"plugins.karsl.num_epochs: {epochs}, but optimization.num_epochs (--epochs) is "
+                f"{config.optimization.num_epochs}; give one of them"
+            )
+        config.optimization.num_epochs = epochs
+        options.num_epochs = None
+    _, published = read_toml(Path(__file__).parent / "presets" / "paper.toml")
+    for name in SECTIONS:
+        section = getattr(config, name)
+        for key, value in published[name].items():
+            if key not in section.model_fields_set:
+                setattr(section, key, value)

@@ -101,6 +101,7 @@ class LRSchedulerCallback:
     ) -> None:
         self.scheduler, self.optimizer_name, self.interval, self.metric = scheduler, optimizer_name, interval, metric
         self.options = options
+        self._was_asked = False
         if interval not in (None, "step", "epoch"):
             raise ConfigError(f"LRSchedulerCallback: interval is 'step' or 'epoch', not {interval!r}")
         self._made_by = _scheduler_class(scheduler) if isinstance(scheduler, str) else scheduler
@@ -109,6 +110,7 @@ class LRSchedulerCallback:
 
     @hookimpl
     def build_scheduler(self, optimizer: torch.optim.Optimizer, plan: Plan) -> Schedule:
+        self._was_asked = True
         chosen = self._choose(optimizer)
         name = getattr(self._made_by, "__name__", "")
         interval = self.interval or ("step" if name in PER_STEP else "epoch")
@@ -128,8 +130,14 @@ class LRSchedulerCallback:
 
     @hookimpl
     def on_run_start(self, run: Run) -> None:
-        schedule = getattr(self, "_schedule", None)
-        if schedule is None or not schedule.metric:
+        was_asked, self._was_asked = self._was_asked, False
+        if not was_asked:
+            raise ConfigError(
+                "there are two LRSchedulerCallbacks; give one, or a function that chains schedulers "
+                "(several optimizers: a plugin whose build_scheduler gives one schedule for each)"
+            )
+        schedule = self._schedule
+        if not schedule.metric:
             return
         mode = _direction(run, schedule.metric, "auto", "LRSchedulerCallback")
         if run.step == 0 and "mode" not in self.options and isinstance(self._made_by, type):
@@ -164,15 +172,6 @@ class LRSchedulerCallback:
                 f"{nearest(self.optimizer_name, list(named))}; there are: {', '.join(named)}"
             )
         return named[self.optimizer_name]
-
-
-def refuse_several_schedulers(plugins: Sequence[Any]) -> None:
-    """ConfigError when several LRSchedulerCallbacks are given: one alone would be asked, without a word."""
-    if sum(isinstance(plugin, LRSchedulerCallback) for plugin in plugins) > 1:
-        raise ConfigError(
-            "there are two LRSchedulerCallbacks; give one, or a function that chains schedulers "
-            "(several optimizers: a plugin whose build_scheduler gives one schedule for each)"
-        )
 
 
 class MetricSchedule(Schedule):

@@ -134,7 +134,7 @@ class EarlyStoppingCallback:
             watched.improvement.load_state_dict(saved)
 
 
-def early_stopping(settings: EarlyStoppingSection, monitor: str) -> EarlyStoppingCallback | None:
+def from_section(settings: EarlyStoppingSection, monitor: str) -> EarlyStoppingCallback | None:
     """What `[early_stopping]` asks for; None when nothing could ever stop the run."""
     if settings.patience is None and settings.upper_bound is None and settings.lower_bound is None:
         return None

@@ -8,7 +8,8 @@ import nibabel
 import numpy as np
 import pytest
 from medtrain.errors import ConfigError, DataError
-from medtrain_plugins.brain.data.extraction import ExtractionOptions, cut, find_places
+from medtrain_plugins.brain.data.extraction import cut, find_parts
+from medtrain_plugins.brain.options import ExtractionOptions
 from pydantic import ValidationError
 
 SHAPE = (10, 12, 9)
@@ -21,7 +22,7 @@ def test_patches_cover_the_image_and_know_their_place(padding: str, overlap: obj
     options = ExtractionOptions.model_validate(
         {"kind": "patch", "size": 4, "overlap": overlap, "padding": padding, "padding_value": -7}
     )
-    places = find_places(options, SHAPE)
+    places = find_parts(options, SHAPE)
     seen = np.full(SHAPE, -1.0)
     for place in places:
         part = cut(VOLUME, place, options)
@@ -39,14 +40,14 @@ def test_patches_cover_the_image_and_know_their_place(padding: str, overlap: obj
 
 def test_masks_are_padded_with_background() -> None:
     options = ExtractionOptions(kind="patch", size=(8, 8, 8), padding_value=5.0)  # type: ignore[call-arg]
-    part = cut(np.ones((1, *SHAPE), np.uint8), find_places(options, SHAPE)[-1], options, labels=True)
+    part = cut(np.ones((1, *SHAPE), np.uint8), find_parts(options, SHAPE)[-1], options, labels=True)
     assert part.dtype == np.uint8 and set(np.unique(part)) == {0, 1}
 
 
 def test_a_patch_larger_than_the_image_needs_padding() -> None:
     options = ExtractionOptions.model_validate({"kind": "patch", "size": 11, "padding": "none"})
     with pytest.raises(DataError, match="allow padding"):
-        find_places(options, SHAPE)
+        find_parts(options, SHAPE)
 
 
 @pytest.mark.parametrize("direction", [0, 1, 2])
@@ -54,41 +55,41 @@ def test_slices_leave_out_borders_and_discarded(direction: int) -> None:
     options = ExtractionOptions.model_validate(
         {"kind": "slice", "direction": direction, "borders": [2, 3], "discarded": [3]}
     )
-    places = find_places(options, SHAPE)
+    places = find_parts(options, SHAPE)
     kept = [number for number in range(2, SHAPE[direction] - 3) if number != 3]
     assert [place.start[direction] for place in places] == kept
     for place, number in zip(places, kept, strict=True):
         expected = VOLUME.take(number, axis=1 + direction)
         np.testing.assert_array_equal(cut(VOLUME, place, options), expected)
     flat = ExtractionOptions.model_validate({"kind": "slice", "direction": direction, "squeeze": False})
-    assert cut(VOLUME, find_places(flat, SHAPE)[0], flat).ndim == 4
+    assert cut(VOLUME, find_parts(flat, SHAPE)[0], flat).ndim == 4
     chosen = ExtractionOptions.model_validate({"kind": "slice", "slices": [4, 1]})
-    assert [place.name for place in find_places(chosen, SHAPE)] == ["slice-0004", "slice-0001"]
+    assert [place.name for place in find_parts(chosen, SHAPE)] == ["slice-0004", "slice-0001"]
 
 
 def test_impossible_slices_are_refused() -> None:
     with pytest.raises(ConfigError, match="no slice is left"):
-        find_places(ExtractionOptions.model_validate({"kind": "slice", "borders": 6}), SHAPE)
+        find_parts(ExtractionOptions.model_validate({"kind": "slice", "borders": 6}), SHAPE)
     with pytest.raises(DataError, match="no slice 99"):
-        find_places(ExtractionOptions.model_validate({"kind": "slice", "slices": [99]}), SHAPE)
+        find_parts(ExtractionOptions.model_validate({"kind": "slice", "slices": [99]}), SHAPE)
 
 
 def test_regions_by_name_and_from_a_mask(tmp_path: Path) -> None:
     options = ExtractionOptions.model_validate({"kind": "roi", "boxes": {"left": [0, 3, 2, 6, 1, 9]}})
-    (place,) = find_places(options, SHAPE)
+    (place,) = find_parts(options, SHAPE)
     np.testing.assert_array_equal(cut(VOLUME, place, options), VOLUME[:, 0:3, 2:6, 1:9])
     mask = np.zeros(SHAPE, np.uint8)
     mask[2:4, 5:7, 3:8], mask[9, 0, 0] = 2, 7
     nibabel.save(nibabel.Nifti1Image(mask, np.eye(4)), tmp_path / "atlas.nii.gz")
     options = ExtractionOptions.model_validate({"kind": "roi", "mask": str(tmp_path / "atlas.nii.gz"), "margin": 1})
-    first, second = find_places(options, SHAPE)
+    first, second = find_parts(options, SHAPE)
     assert (first.name, first.start, first.stop) == ("roi-2", (1, 4, 2), (5, 8, 9))
     assert (second.name, second.start, second.stop) == ("roi-7", (8, 0, 0), (10, 2, 2))
     with pytest.raises(DataError, match="the images have"):
-        find_places(options, (10, 12, 10))
+        find_parts(options, (10, 12, 10))
     outside = ExtractionOptions.model_validate({"kind": "roi", "boxes": {"far": [0, 30, 0, 3, 0, 3]}})
     with pytest.raises(DataError, match="'far'"):
-        find_places(outside, SHAPE)
+        find_parts(outside, SHAPE)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from medtrain_plugins.brain.data.extraction import ExtractionOptions, cut, find_places
-from medtrain_plugins.brain.model.inference import Inference, log_mean_probability, put_together, windows_of
-from medtrain_plugins.brain.options import InferenceOptions
+from medtrain_plugins.brain.data.extraction import cut, find_parts, windows_of
+from medtrain_plugins.brain.model.inference import Inference, log_mean_probability, put_together
+from medtrain_plugins.brain.options import ExtractionOptions, InferenceOptions
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -108,7 +108,7 @@ def test_options_that_make_no_sense_are_refused() -> None:
 def test_parts_are_put_together_where_they_were_cut(extraction: dict[str, Any]) -> None:
     options = ExtractionOptions(**extraction)
     image = torch.randn(2, 9, 7, 6)
-    places = find_places(options, (9, 7, 6))
+    places = find_parts(options, (9, 7, 6))
     parts = [torch.from_numpy(cut(image.numpy(), place, options).copy()) for place in places]
     torch.testing.assert_close(put_together(parts, places, image.shape[1:]), image)
     assert put_together(parts[1:], places[1:], image.shape[1:]).isnan().any()

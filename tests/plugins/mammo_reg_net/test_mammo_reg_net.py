@@ -138,7 +138,7 @@ def trained(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
 
 
 def test_the_optimizer_is_adam_with_the_configured_rate(trained: Trainer) -> None:
-    optimizer = trained.plugins.ask("build_optimizer", config=trained.config, model=torch.nn.Linear(2, 1))
+    optimizer = trained.plugins.first_result("build_optimizer", config=trained.config, model=torch.nn.Linear(2, 1))
     assert type(optimizer) is torch.optim.Adam
     assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(1e-4, 1e-6)]
 

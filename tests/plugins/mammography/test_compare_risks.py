@@ -25,7 +25,7 @@ from medtrain_plugins.mammography.evaluation.survival import (
     yearly_auc,
 )
 from medtrain_plugins.results.compare import ComparedRuns, compare_runs, write_comparison
-from medtrain_plugins.results.evaluations import FinishedRun
+from medtrain_plugins.results.evaluations import EvaluatedRun
 
 Rows = dict[str, Any]
 
@@ -249,7 +249,7 @@ def test_without_events_everything_is_undefined_with_a_reason(tmp_path: Path) ->
             assert math.isnan(difference.p) and difference.reason == "a: no comparable pairs"
         assert "positive" in part.differences["auc_year_1"][0].tests["DeLong"].reason
     runs = [
-        FinishedRun(
+        EvaluatedRun(
             name,
             tmp_path / name,
             {"plugins": ["x"], "status": "completed", "checkpoint": "last", "step": 1, "samples": len(tables[name])},

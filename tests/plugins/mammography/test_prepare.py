@@ -16,12 +16,12 @@ from medtrain_plugins.mammography.cohort.cohort import read_cohort
 from medtrain_plugins.mammography.cohort.images import read_pixels
 from medtrain_plugins.mammography.cohort.layouts import EMBED_NAME
 from medtrain_plugins.mammography.commands.data import prepare as command
-from medtrain_plugins.mammography.preparation.prepare import Settings, prepare
+from medtrain_plugins.mammography.preparation.prepare import ImagePreparation, prepare
 from medtrain_plugins.mammography.preparation.preprocess import model_image
 from pydicom import dcmread
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
 
-SMALL = Settings(size=(48, 40))
+SMALL = ImagePreparation(size=(48, 40))
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def made(source: Path, settings: Settings = SMALL, **arguments: object) -> dict:
+def made(source: Path, settings: ImagePreparation = SMALL, **arguments: object) -> dict:
     return prepare(source, source.parent / "png", settings, workers=1, **arguments)
 
 
@@ -142,7 +142,7 @@ def test_implants_and_unstated_intent_are_taken_on_request(source):
     save(mammogram(ViewCodeSequence=[coded("R-10242", ViewModifierCodeSequence=[DISPLACED])]), source / "b.dcm")
     save(mammogram(PresentationIntentType=None, SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), source / "c.dcm")
     save(mammogram(PresentationIntentType="FOR PROCESSING"), source / "d.dcm")
-    report = made(source, Settings((48, 40), implants=True, unstated_intent=True))
+    report = made(source, ImagePreparation((48, 40), implants=True, unstated_intent=True))
     assert report["counts"]["prepared"] == 3
     assert set(left_out(report)) == {"d.dcm"}
 
@@ -258,7 +258,7 @@ def test_images_made_in_two_ways_do_not_mix(source):
     exam(source)
     made(source)
     with pytest.raises(UsageError, match=r"size = \[48, 40\], not \[64, 40\]"):
-        made(source, Settings((64, 40)))
+        made(source, ImagePreparation((64, 40)))
     (source.parent / "png" / "preparation.json").write_text('{"settings": [1]}')
     with pytest.raises(UsageError, match="not a report"):
         made(source)
@@ -302,14 +302,14 @@ def test_a_job_without_one_image_is_an_error(source):
 )
 def test_templates_of_names_are_checked_first(source, name, message):
     with pytest.raises(UsageError, match=message):
-        made(source, Settings(name=name))
+        made(source, ImagePreparation(name=name))
 
 
 def test_patients_are_named_as_they_are_written(source):
     save(mammogram(PatientID="ab"), source / "a.dcm")
     save(mammogram(PatientID="AB"), source / "b.dcm")
     save(mammogram(PatientID="../ab"), source / "c.dcm")
-    report = made(source, Settings((48, 40), name="{patient}_{exam}_{suffix}.png"))
+    report = made(source, ImagePreparation((48, 40), name="{patient}_{exam}_{suffix}.png"))
     assert {entry["file_name"][:10] for entry in report["images"]} == {"ab_1.2.3.4", "AB_1.2.3.4"}
     assert left_out(report)["c.dcm"][0] == "unusable name"
 
@@ -364,7 +364,7 @@ def test_an_interrupted_job_goes_on_where_it_was(medtrain, wait_for, tmp_path, h
     assert 1 <= len(there) < 120
     assert all(read_pixels(out / name).shape == (1024, 832) for name in there)
     assert json.loads((out / "preparation.json").read_text())["state"] == "running"
-    report = prepare(tmp_path / "dicom", out, Settings((1024, 832)), workers=2)
+    report = prepare(tmp_path / "dicom", out, ImagePreparation((1024, 832)), workers=2)
     assert len(report["images"]) == 120
     assert report["counts"]["existing"] == len(there)
     assert all((out / name).stat().st_mtime_ns == before for name, before in there.items())

@@ -5,15 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from medtrain.protocols.metric import Rows
-from medtrain_plugins.mammography.cohort.layouts import RACES
-from medtrain_plugins.mammography.evaluation.strata import (
-    CSAW_CANCER_TYPES,
-    exam_rows,
-    group_report,
-    patient_rows,
-    select,
-    strata_report,
-)
+from medtrain_plugins.mammography.cohort.layouts import CSAW_CANCER_TYPES, RACES
+from medtrain_plugins.mammography.evaluation.strata import exam_rows, group_report, patient_rows, select, strata_report
 from medtrain_plugins.mammography.evaluation.survival import c_index_td, yearly_auc
 
 G = np.ones(5)

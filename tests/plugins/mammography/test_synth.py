@@ -14,7 +14,7 @@ from medtrain_plugins.mammography.cohort.exams import lmv_pairs
 from medtrain_plugins.mammography.cohort.images import read_pixels
 from medtrain_plugins.mammography.cohort.labels import survival_targets
 from medtrain_plugins.mammography.cohort.layouts import EMBED_NAME
-from medtrain_plugins.mammography.synthetic.synth import MAX_YEARS, Settings, Woman, draw_women, synthesize
+from medtrain_plugins.mammography.synthetic.synth import MAX_YEARS, SyntheticCohort, Woman, draw_women, synthesize
 from scipy import ndimage, stats
 from sklearn.metrics import roc_auc_score
 
@@ -187,7 +187,7 @@ def test_without_masses_images_do_not_tell_cases_from_controls(folder, without_m
 
 
 def test_nothing_else_tells_cases_from_controls():
-    women = list(draw_women(Settings(patients=2000, seed=3)))
+    women = list(draw_women(SyntheticCohort(patients=2000, seed=3)))
     case = np.array([woman.case for woman in women])
     assert case.sum() == 900
     facts = {
@@ -293,7 +293,7 @@ def states(women: list[Woman], ill: bool) -> list[list[bool]]:
 
 
 def test_a_change_tells_all_and_a_single_exam_nothing():
-    women = [woman for seed in range(4) for woman in draw_women(Settings(patients=1500, seed=seed))]
+    women = [woman for seed in range(4) for woman in draw_women(SyntheticCohort(patients=1500, seed=seed))]
     case, control = states(women, ill=True), states(women, ill=False)
     assert len(case) == 2700 and len(control) == 3300
     # All: the breast that falls ill changes at every exam, every other breast at none.

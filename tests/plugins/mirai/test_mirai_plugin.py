@@ -207,7 +207,7 @@ def test_pretrained_parts_are_named_when_missing(cohort, tmp_path):
 
 def test_the_transformer_of_a_run_is_taken_over(run, cohort, tmp_path):
     made = trainer(cohort, tmp_path / "next", 1, transformer_weights=str(run), encoder_weights=str(run))
-    started = made.plugins.ask("build_model", config=made.config)
+    started = made.plugins.first_result("build_model", config=made.config)
     best = next((run / "split-0").glob("best-*/model.safetensors"))
     own, unused = started.state_dict(), ("transformer.fc.", "transformer.pred_masked_img_fc.")
     for key, tensor in load_file(best).items():

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from medtrain_plugins.nodule.data.augmentation import AugmentationOptions, Change, draw_change
+from medtrain_plugins.nodule.data.augmentation import SampledTransform, sample_transform
 from medtrain_plugins.nodule.data.patches import cut
+from medtrain_plugins.nodule.options import AugmentationOptions
 from pydantic import ValidationError
 
 SIZE = (32, 40, 40)
@@ -32,8 +33,8 @@ def only(**sections: dict[str, Any]) -> AugmentationOptions:
     return AugmentationOptions.model_validate(given)
 
 
-def drawn(options: AugmentationOptions, seed: int = 0, size: tuple[int, int, int] = SIZE) -> Change:
-    return draw_change(options, size, SPACING, np.random.default_rng(seed))
+def drawn(options: AugmentationOptions, seed: int = 0, size: tuple[int, int, int] = SIZE) -> SampledTransform:
+    return sample_transform(options, size, SPACING, np.random.default_rng(seed))
 
 
 def a_volume() -> np.ndarray:
@@ -52,10 +53,10 @@ def test_a_bright_point_lands_where_its_centre_goes(names: list[str]) -> None:
     for seed in range(12):
         point = START + np.array([16, 20, 20]) + np.random.default_rng([1, seed]).uniform(-6, 6, 3)
         volume = np.exp(-sum((axis - p) ** 2 for axis, p in zip(grid, point, strict=True)) / 6).astype(np.float32)
-        change = drawn(options, seed)
-        patch = np.clip(change.cut(volume, START, outside=0) - 0.2, 0, None)
-        expected = change.moved((point - START)[None])[0]
-        np.testing.assert_allclose(change.sources(expected[None])[0], point - START, atol=1e-5)
+        transform = drawn(options, seed)
+        patch = np.clip(transform.cut(volume, START, outside=0) - 0.2, 0, None)
+        expected = transform.moved((point - START)[None])[0]
+        np.testing.assert_allclose(transform.sources(expected[None])[0], point - START, atol=1e-5)
         if (expected < 4).any() or (expected > np.array(SIZE) - 5).any():
             continue
         seen = [(patch.sum(axis=tuple({0, 1, 2} - {a})) * np.arange(SIZE[a])).sum() / patch.sum() for a in range(3)]
@@ -68,10 +69,10 @@ def test_nothing_drawn_is_the_patch_itself() -> None:
     volume = a_volume()
     for options in (only(), AugmentationOptions(enabled=False)):
         for seed in range(5):
-            change = drawn(options, seed)
-            patch = change.cut(volume, START)
+            transform = drawn(options, seed)
+            patch = transform.cut(volume, START)
             np.testing.assert_array_equal(patch, cut(volume, START, SIZE))
-            assert change.revalue(an_image(), SPACING, 0, 1).tobytes() == an_image().tobytes()
+            assert transform.revalue(an_image(), SPACING, 0, 1).tobytes() == an_image().tobytes()
 
 
 def test_the_documented_defaults_are_on() -> None:
@@ -92,9 +93,9 @@ def test_each_section_changes_patches_as_often_as_its_probability_says(section: 
         options = only(**{section: {"probability": probability}})
         count = 0
         for seed in range(60):
-            change = draw_change(options, size, SPACING, np.random.default_rng(seed))
-            image = change.cut(volume, START).astype(np.float32)
-            count += not np.array_equal(change.revalue(image, SPACING, -1000, 400), cut(volume, START, size))
+            transform = sample_transform(options, size, SPACING, np.random.default_rng(seed))
+            image = transform.cut(volume, START).astype(np.float32)
+            count += not np.array_equal(transform.revalue(image, SPACING, -1000, 400), cut(volume, START, size))
         return count / 60
 
     assert changes(0) == 0
@@ -148,41 +149,41 @@ def test_zoom_enlarges_a_ball_by_the_factor_that_diameters_get() -> None:
     away = np.sqrt(sum(((axis - c) * s) ** 2 for axis, c, s in zip(grid, centre, SPACING, strict=True)))
     volume = np.clip(8.5 - away, 0, 1).astype(np.float32)
     for scale in (0.8, 1.2):
-        change = drawn(only(random_scale={"scale_range": [scale, scale]}))
-        assert change.scale == pytest.approx(scale)
-        grown = change.cut(volume, START, outside=0).sum() / cut(volume, START, SIZE, 0).sum()
+        transform = drawn(only(random_scale={"scale_range": [scale, scale]}))
+        assert transform.scale == pytest.approx(scale)
+        grown = transform.cut(volume, START, outside=0).sum() / cut(volume, START, SIZE, 0).sum()
         assert grown == pytest.approx(scale**3, rel=0.05)
 
 
 def test_elastic_fields_grow_with_alpha_coarsen_with_sigma_and_never_fold() -> None:
     def bend(alpha: float, sigma: float) -> np.ndarray:
-        change = drawn(only(elastic_deformation={"alpha": alpha, "sigma": sigma}), 3)
-        assert change.bend is not None
-        return change.bend
+        transform = drawn(only(elastic_deformation={"alpha": alpha, "sigma": sigma}), 3)
+        assert transform.bend is not None
+        return transform.bend
 
     assert bend(20, 3) == pytest.approx(2 * bend(10, 3), abs=1e-6)
     assert bend(10, 3).std() == pytest.approx(10 * 0.577 / (2 * np.sqrt(np.pi) * 3) ** 1.5, rel=0.3)
     assert bend(10, 6).shape[1] < bend(10, 3).shape[1]
-    change = drawn(only(elastic_deformation={"alpha": 10000, "sigma": 4}))
+    transform = drawn(only(elastic_deformation={"alpha": 10000, "sigma": 4}))
     points = np.random.default_rng(0).uniform(2, 28, (50, 3))
-    np.testing.assert_allclose(change.sources(change.moved(points)), points, atol=1e-5)
+    np.testing.assert_allclose(transform.sources(transform.moved(points)), points, atol=1e-5)
 
 
 def test_masks_move_with_the_image_without_new_labels() -> None:
     volume = np.zeros((70, 90, 95), dtype=np.uint8)
     volume[30:42, 38:50, 44:56] = 3
-    change = drawn(only(random_rotation={}, random_scale={}, elastic_deformation={}), 5)
-    mask = change.cut(volume, START, outside=0, nearest=True)
-    image = change.cut(volume.astype(np.float32), START, outside=0)
+    transform = drawn(only(random_rotation={}, random_scale={}, elastic_deformation={}), 5)
+    mask = transform.cut(volume, START, outside=0, nearest=True)
+    image = transform.cut(volume.astype(np.float32), START, outside=0)
     assert mask.dtype == np.uint8 and set(np.unique(mask)) == {0, 3}
     assert ((mask == 3) == (image > 1.5)).mean() > 0.995
 
 
 def test_corners_of_turned_patches_show_the_scan_not_air() -> None:
     volume = np.full((70, 90, 95), 50, dtype=np.int16)
-    change = drawn(only(random_rotation={"max_angle": 15}, random_scale={"scale_range": [0.9, 0.9]}), 1)
-    np.testing.assert_allclose(change.cut(volume, START), 50, atol=1e-3)
-    assert change.cut(volume, np.array([-30, 0, 0])).min() == pytest.approx(-1000, abs=1e-2)
+    transform = drawn(only(random_rotation={"max_angle": 15}, random_scale={"scale_range": [0.9, 0.9]}), 1)
+    np.testing.assert_allclose(transform.cut(volume, START), 50, atol=1e-3)
+    assert transform.cut(volume, np.array([-30, 0, 0])).min() == pytest.approx(-1000, abs=1e-2)
 
 
 def test_values_change_as_each_section_says() -> None:
@@ -212,8 +213,8 @@ def test_equal_seeds_give_equal_patches() -> None:
     options, volume = only(**{name: GEOMETRIC.get(name, {}) for name in SECTIONS}), a_volume()
 
     def made(seed: int) -> np.ndarray:
-        change = drawn(options, seed)
-        return change.revalue(change.cut(volume, START).astype(np.float32), SPACING, 0, 1)
+        transform = drawn(options, seed)
+        return transform.revalue(transform.cut(volume, START).astype(np.float32), SPACING, 0, 1)
 
     assert made(3).tobytes() == made(3).tobytes()
     assert made(3).tobytes() != made(4).tobytes()

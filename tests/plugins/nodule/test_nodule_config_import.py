@@ -13,7 +13,8 @@ from medtrain import RunConfig
 from medtrain.config import Layers
 from medtrain.errors import ConfigError
 from medtrain_cli.main import cli
-from medtrain_plugins.nodule.commands.pivot_guide import Imported, import_guide, merge, merge_stages, read_yaml
+from medtrain_plugins.nodule.commands.guide_settings import ConvertedGuide, merge, read_yaml
+from medtrain_plugins.nodule.commands.pivot_guide import import_guide, merge_stages
 from medtrain_plugins.nodule.options import PivotOptions
 from medtrain_plugins.tracking.options import TensorBoardOptions, WandBOptions
 
@@ -22,7 +23,7 @@ FRAGMENTS = sorted(path.stem for path in GUIDE.glob("*.yaml") if path.stem not i
 OPTIONS = {"pivot": PivotOptions, "tensorboard": TensorBoardOptions, "wandb": WandBOptions}
 
 
-def imported(name: str, *changes: dict[str, Any]) -> Imported:
+def imported(name: str, *changes: dict[str, Any]) -> ConvertedGuide:
     """A block of the guide, the fragments laid over the minimal one; `changes` over it."""
     settings = read_yaml(GUIDE / f"{name}.yaml")
     if name not in ("minimal", "complete"):
@@ -32,7 +33,7 @@ def imported(name: str, *changes: dict[str, Any]) -> Imported:
     return import_guide(settings)
 
 
-def resolved(found: Imported) -> tuple[RunConfig, PivotOptions]:
+def resolved(found: ConvertedGuide) -> tuple[RunConfig, PivotOptions]:
     layers = Layers()
     layers.add(found.values, "guide")
     config = layers.build({name: OPTIONS[name] for name in found.values["run"]["plugins"]})

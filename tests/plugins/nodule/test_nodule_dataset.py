@@ -10,11 +10,13 @@ import pytest
 import torch
 from medtrain.data import Loader
 from medtrain.errors import DataError
-from medtrain_plugins.nodule.data.augmentation import AugmentationOptions
 from medtrain_plugins.nodule.data.dataset import OPEN_SCANS, GridPatches, NodulePatches, NoduleScans
-from medtrain_plugins.nodule.data.patches import AIR, Sampling, cut
+from medtrain_plugins.nodule.data.patches import cut
+from medtrain_plugins.nodule.data.sampling import Sampling
+from medtrain_plugins.nodule.options import AugmentationOptions
 from medtrain_plugins.nodule.scans.intensity import Intensity
 from medtrain_plugins.nodule.scans.manifest import ManifestRow, read_manifest
+from medtrain_plugins.nodule.scans.resampling import AIR
 from medtrain_plugins.nodule.synthetic.synth import demo_manifest
 
 SIZE = (32, 32, 32)

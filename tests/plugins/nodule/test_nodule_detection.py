@@ -14,7 +14,8 @@ from medtrain import Trainer
 from medtrain.errors import DataError
 from medtrain.protocols.metric import Evaluation
 from medtrain_plugins.nodule.data.groups import build_data
-from medtrain_plugins.nodule.evaluation.whole_scans import metrics_of, search
+from medtrain_plugins.nodule.evaluation.metrics import metrics_of
+from medtrain_plugins.nodule.evaluation.whole_scans import search
 from medtrain_plugins.nodule.model.heads import DetectorModel, DetectorOutput
 from medtrain_plugins.nodule.scans.manifest import read_manifest
 from pivot_runs import config_of, make_manifest, options_of

@@ -9,13 +9,21 @@ import pytest
 from evaluation_cases import GOLDEN, submission
 from medtrain.errors import ConfigError, DataError
 from medtrain_plugins.nodule.annotations.tables import Findings
-from medtrain_plugins.nodule.evaluation.evaluate import Settings, diameter_strata, evaluate_detections
-from medtrain_plugins.nodule.evaluation.masks import dice_to_iou, iou_to_dice, mask_metrics, mask_score
+from medtrain_plugins.nodule.evaluation.accuracy import (
+    dice_to_iou,
+    equivalent_diameter,
+    iou_to_dice,
+    mask_metrics,
+    mask_score,
+    mask_volume,
+    relative_errors,
+    size_metrics,
+)
+from medtrain_plugins.nodule.evaluation.evaluate import EvaluationSettings, diameter_strata, evaluate_detections
+from medtrain_plugins.nodule.evaluation.malignancy import auc, calibration_curve, correlations
 from medtrain_plugins.nodule.evaluation.precision import average_precision
-from medtrain_plugins.nodule.evaluation.sizes import equivalent_diameter, mask_volume, relative_errors, size_metrics
-from medtrain_plugins.nodule.evaluation.triage import auc, calibration_curve, correlations
 
-ONCE = Settings(replicates=0)
+ONCE = EvaluationSettings(replicates=0)
 
 
 def test_volumes_and_diameters() -> None:
@@ -175,7 +183,7 @@ def test_malignancy_of_found_nodules() -> None:
     assert unset.triage is not None and "auc" not in unset.triage
     assert any("malignant_from" in note for note in unset.notes)
     grades = Findings.of(["A"] * 5, centres, score=[0.5] * 5, malignancy=[9.0, 2, 4, 6, 1])
-    cut = evaluate_detections(graded, grades, None, ["A"], Settings(replicates=0, malignant_from=4))
+    cut = evaluate_detections(graded, grades, None, ["A"], EvaluationSettings(replicates=0, malignant_from=4))
     assert cut.triage is not None and cut.triage["auc"] == pytest.approx(5 / 6) and "calibration" not in cut.triage
     assert any("no probability" in note for note in cut.notes)
 
@@ -183,6 +191,6 @@ def test_malignancy_of_found_nodules() -> None:
 def test_settings_are_checked() -> None:
     for wrong in ({"protocol": "luna17"}, {"max_distance": 0.0}, {"confidence": 1.0}, {"max_marks": 0}):
         with pytest.raises(ConfigError):
-            Settings(**wrong)  # type: ignore[arg-type]
+            EvaluationSettings(**wrong)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="no scan"):
         evaluate_detections(Findings.of([], [], []), Findings.of([], [], score=[]))

@@ -10,12 +10,19 @@ import numpy as np
 import pytest
 from evaluation_cases import GOLDEN, as_tuples, names, one_scan, submission
 from medtrain_plugins.nodule.annotations.tables import Findings
-from medtrain_plugins.nodule.evaluation.bootstrap import bootstrap_sensitivities, interval
-from medtrain_plugins.nodule.evaluation.evaluate import Settings, evaluate_detections
-from medtrain_plugins.nodule.evaluation.froc import RATES, Marks, froc, interpolate, mean_sensitivity
+from medtrain_plugins.nodule.evaluation.evaluate import EvaluationSettings, evaluate_detections
+from medtrain_plugins.nodule.evaluation.froc import (
+    RATES,
+    Marks,
+    bootstrap_sensitivities,
+    froc,
+    interpolate,
+    interval,
+    mean_sensitivity,
+)
 from medtrain_plugins.nodule.evaluation.matching import match_fixed_radius, match_luna16
 
-ONCE = Settings(replicates=0)
+ONCE = EvaluationSettings(replicates=0)
 
 
 def test_the_luna16_rule_on_three_scans() -> None:
@@ -55,7 +62,7 @@ def test_it_is_the_official_score(seed: int, decimals: int | None, max_marks: in
     expected = froc_oracle.score(
         as_tuples(annotations), as_tuples(candidates), as_tuples(excluded), scans, max_marks or -1
     )
-    settings = Settings(max_marks=max_marks, replicates=0)
+    settings = EvaluationSettings(max_marks=max_marks, replicates=0)
     found = evaluate_detections(annotations, candidates, excluded, scans, settings)
     assert found.sensitivities == pytest.approx(expected["sensitivities"], abs=1e-12)
     assert found.cpm == pytest.approx(expected["cpm"], abs=1e-12)
@@ -100,7 +107,7 @@ def test_the_bootstrap_looks_as_far_as_it_must() -> None:
 def test_equal_seeds_give_equal_intervals_around_the_value() -> None:
     annotations, candidates, excluded, scans = submission(1)
     first, again, other = (
-        evaluate_detections(annotations, candidates, excluded, scans, Settings(replicates=100, seed=seed))
+        evaluate_detections(annotations, candidates, excluded, scans, EvaluationSettings(replicates=100, seed=seed))
         for seed in (0, 0, 1)
     )
     assert first.intervals == again.intervals != other.intervals
@@ -121,12 +128,12 @@ def test_undefined_and_empty_cases() -> None:
     nodule = Findings.of(["A"], [[0, 0, 0]], [8.0])
     far = Findings.of(["A", "B"], [[90, 0, 0], [0, 0, 0]], score=[0.9, 0.8])
     for candidates in (none, far):
-        found = evaluate_detections(nodule, candidates, None, ["A", "B"], Settings(replicates=20))
+        found = evaluate_detections(nodule, candidates, None, ["A", "B"], EvaluationSettings(replicates=20))
         assert found.sensitivities == [0.0] * 7 and found.cpm == 0.0
     assert any("no candidate hits a nodule" in note for note in found.notes)
     hit = Findings.of(["A"], [[1, 0, 0]], score=[0.9])
     assert evaluate_detections(nodule, hit, None, ["A", "B"], ONCE).sensitivities == [1.0] * 7
-    nothing = evaluate_detections(Findings.of([], [], []), far, None, ["A", "B"], Settings(replicates=20))
+    nothing = evaluate_detections(Findings.of([], [], []), far, None, ["A", "B"], EvaluationSettings(replicates=20))
     assert math.isnan(nothing.cpm) and math.isnan(nothing.intervals["cpm"][0])
     assert any("no nodule is annotated" in note for note in nothing.notes)
 
@@ -184,7 +191,9 @@ def test_detections_in_the_wrong_scan_find_nothing(protocol: Any) -> None:
     marks = [case["inputs"][scan]["detections"][0] for scan in scans]
     annotations = Findings.of(scans, truth, [8.0, 8.0])
     candidates = Findings.of(scans, [mark[:3] for mark in marks], score=[mark[3] for mark in marks])
-    found = evaluate_detections(annotations, candidates, None, scans, Settings(protocol=protocol, replicates=0))
+    found = evaluate_detections(
+        annotations, candidates, None, scans, EvaluationSettings(protocol=protocol, replicates=0)
+    )
     assert found.cpm == case["corrected_expected"]["average_sensitivity"]
     assert found.centre["count"] == 0
 

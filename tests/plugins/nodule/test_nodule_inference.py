@@ -22,9 +22,9 @@ from medtrain_plugins.nodule.inference.sliding_window import (
     window_grid,
     window_weights,
 )
-from medtrain_plugins.nodule.inference_options import InferenceOptions
 from medtrain_plugins.nodule.model.build import build_detector
 from medtrain_plugins.nodule.model.heads import DetectorModel, DetectorOutput
+from medtrain_plugins.nodule.options import InferenceOptions
 from torch import Tensor, nn
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "nodule_inference.json"

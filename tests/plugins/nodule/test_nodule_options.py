@@ -11,14 +11,8 @@ import torch
 from medtrain.errors import ConfigError
 from medtrain.protocols.metric import Rows, Undefined
 from medtrain_plugins.nodule.data.targets import make_targets
-from medtrain_plugins.nodule.evaluation.whole_scans import (
-    COLUMNS,
-    NUMBERS,
-    SUMS,
-    DetectionMetric,
-    evaluate_rows,
-    metrics_of,
-)
+from medtrain_plugins.nodule.evaluation.metrics import DetectionMetric, metrics_of
+from medtrain_plugins.nodule.evaluation.rows import COLUMNS, NUMBERS, SUMS, evaluate_rows
 from medtrain_plugins.nodule.model.from_options import build_loss, build_model
 from medtrain_plugins.nodule.options import EvaluationOptions, PivotOptions
 from pivot_runs import merged, options_of

@@ -15,7 +15,7 @@ from medtrain.errors import MedtrainError
 from medtrain_plugins.nodule.annotations.properties import sphere_box
 from medtrain_plugins.nodule.inference.detections import DetectionsDocument, json_schema, summarize, write_detections
 from medtrain_plugins.nodule.inference.peaks import Candidate
-from medtrain_plugins.nodule.inference.predict import DetectedScan, Finding
+from medtrain_plugins.nodule.inference.predict import DetectedScan, LocatedCandidate
 from medtrain_plugins.nodule.scans.volume import read_volume
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "nodule_inference.json"
@@ -77,7 +77,7 @@ def test_the_golden_format() -> None:
     ]
     candidates.sort(key=lambda one: -one.confidence)
     findings = tuple(
-        Finding(number, one, (0, 0, 0), one.zyx, (0, 0, 0)) for number, one in enumerate(candidates, start=1)
+        LocatedCandidate(number, one, (0, 0, 0), one.zyx, (0, 0, 0)) for number, one in enumerate(candidates, start=1)
     )
     assert summarize(findings) == wanted["summary"]
     for finding, expected in zip(findings, wanted["detections"], strict=True):

@@ -10,19 +10,17 @@ import numpy as np
 import pytest
 from medtrain.errors import ConfigError
 from medtrain_plugins.nodule.annotations.tables import Findings
-from medtrain_plugins.nodule.data.patches import (
-    AIR,
+from medtrain_plugins.nodule.data.patches import cut, grid_starts, patch_start
+from medtrain_plugins.nodule.data.sampling import (
     Sampling,
     ScanPoints,
-    cut,
     draw_start,
     find_false_marks,
-    grid_starts,
     ignore_mask,
-    patch_start,
     positive_chances,
 )
 from medtrain_plugins.nodule.scans.manifest import ManifestRow, Nodule
+from medtrain_plugins.nodule.scans.resampling import AIR
 
 CASES = json.loads((Path(__file__).parents[2] / "golden" / "nodule_patches.json").read_text())
 

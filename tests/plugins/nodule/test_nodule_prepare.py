@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from medtrain.errors import DataError, UsageError
 from medtrain_plugins.nodule.commands.data import prepare as prepare_command
 from medtrain_plugins.nodule.commands.data import show as show_command
-from medtrain_plugins.nodule.preparation.prepare import Settings, prepare
+from medtrain_plugins.nodule.preparation.prepare import ScanPreparation, prepare
 from medtrain_plugins.nodule.scans.lungs import lung_mask
 from medtrain_plugins.nodule.scans.manifest import read_manifest
 from medtrain_plugins.nodule.scans.volume import read_volume
@@ -113,7 +113,7 @@ def test_again_makes_nothing_again_and_says_the_same(source: Path, prepared: tup
 
 def test_another_way_of_making_needs_another_folder(source: Path, prepared: tuple[Path, dict[str, Any]]) -> None:
     with pytest.raises(UsageError, match="made with spacing"):
-        prepare(source, prepared[0], Settings(spacing=(2, 2, 2)), workers=1)
+        prepare(source, prepared[0], ScanPreparation(spacing=(2, 2, 2)), workers=1)
 
 
 def test_lungs_are_found_and_scans_cut_to_them(source: Path, tmp_path: Path) -> None:
@@ -121,7 +121,9 @@ def test_lungs_are_found_and_scans_cut_to_them(source: Path, tmp_path: Path) -> 
     mask = lung_mask(truth, (2.5, 2.0, 2.0))
     lungs = truth == -850
     assert (mask & lungs).sum() > 0.95 * lungs.sum() and (mask & ~lungs).sum() < 0.25 * lungs.sum()
-    prepare(source, tmp_path, Settings(lungs="crop", margin=5), annotations=source / "annotations.csv", workers=1)
+    prepare(
+        source, tmp_path, ScanPreparation(lungs="crop", margin=5), annotations=source / "annotations.csv", workers=1
+    )
     whole = 80 * 88 * 96
     for row in read_manifest(tmp_path):
         assert np.prod(row.shape) < 0.75 * whole and row.lungs is not None

@@ -13,8 +13,8 @@ import pytest
 from evaluation_cases import submission
 from medtrain.errors import UsageError
 from medtrain_plugins.nodule.annotations.tables import Findings
-from medtrain_plugins.nodule.evaluation.evaluate import NoduleEvaluation, Settings, evaluate_detections
-from medtrain_plugins.nodule.evaluation.masks import MaskScore
+from medtrain_plugins.nodule.evaluation.accuracy import MaskScore
+from medtrain_plugins.nodule.evaluation.evaluate import EvaluationSettings, NoduleEvaluation, evaluate_detections
 from medtrain_plugins.nodule.evaluation.report import LIMITS, write_evaluation
 
 EVIL = '<script>alert("x")</script>'
@@ -40,7 +40,7 @@ def full(**changes: Any) -> NoduleEvaluation:
         candidates.score,
         malignancy=random.random(len(candidates)),
     )
-    settings = Settings(**{"replicates": 20, "max_marks": 30, **changes})
+    settings = EvaluationSettings(**{"replicates": 20, "max_marks": 30, **changes})
     masks = {"1.2.0": MaskScore(0.8, 0.7)}
     folds = dict.fromkeys(scans, EVIL)
     return evaluate_detections(annotations, candidates, excluded, scans, settings, subsets=folds, masks=masks)
@@ -94,7 +94,7 @@ def test_every_nodule_and_candidate_has_its_row(tmp_path: Path) -> None:
 
 def test_what_is_undefined_is_null_and_shown_as_such(tmp_path: Path) -> None:
     nothing = evaluate_detections(
-        Findings.of([], [], []), Findings.of([], [], score=[]), None, ["A"], Settings(replicates=5)
+        Findings.of([], [], []), Findings.of([], [], score=[]), None, ["A"], EvaluationSettings(replicates=5)
     )
     files = write_evaluation(tmp_path, nothing, "Empty")
     told = strict(Path(files["json"]))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from medtrain.errors import DataError
 from medtrain_plugins.nodule.annotations.tables import Findings, read_findings, read_series
-from medtrain_plugins.nodule.evaluation.evaluate import Settings, evaluate_detections
+from medtrain_plugins.nodule.evaluation.evaluate import EvaluationSettings, evaluate_detections
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "luna16"
 HEADER = "seriesuid,coordX,coordY,coordZ,probability"
@@ -121,13 +121,13 @@ def test_rows_of_unknown_scans_are_reported(tmp_path: Path) -> None:
     candidates = read_findings(
         write(tmp_path / "c.csv", HEADER, "a,1,2,3,0.5", "y,1,2,3,0.5", "x,1,2,3,0.5"), "candidates"
     )
-    found = evaluate_detections(annotations, candidates, None, ["a"], Settings(replicates=0))
+    found = evaluate_detections(annotations, candidates, None, ["a"], EvaluationSettings(replicates=0))
     assert found.notes == [
         "1 annotated nodules of 1 series that are not among the scans are not scored (a.csv:3): z",
         "2 candidates of 2 series that are not among the scans are not scored (c.csv:3): y, x",
     ]
     assert found.counts["unknown_series"] == 2 and found.counts["candidates"] == 1 and found.counts["nodules"] == 1
-    everything = evaluate_detections(annotations, candidates, None, None, Settings(replicates=0))
+    everything = evaluate_detections(annotations, candidates, None, None, EvaluationSettings(replicates=0))
     assert everything.counts["scans"] == 4 and "no list of scans was given" in everything.notes[0]
 
 

@@ -11,9 +11,9 @@ import torch
 from medtrain.errors import ConfigError
 from medtrain_plugins.nodule.inference.sliding_window import compute_maps
 from medtrain_plugins.nodule.inference.tta import GENERATORS, View, make_views
-from medtrain_plugins.nodule.inference_options import InferenceOptions
 from medtrain_plugins.nodule.model.build import build_detector
 from medtrain_plugins.nodule.model.heads import DetectorOutput
+from medtrain_plugins.nodule.options import InferenceOptions
 from torch import Tensor, nn
 
 ALL = ("flip_x", "flip_y", "flip_z", "rotate_90")

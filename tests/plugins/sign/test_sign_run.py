@@ -167,8 +167,8 @@ import torch
 from medtrain import Trainer, build_model
 from medtrain.data import Loader
 from medtrain.distributed import join, replicate
-from medtrain.losses import as_terms
-from medtrain.loop import combine
+from medtrain.protocols.loss import as_terms
+from medtrain.training.step import combine
 from medtrain_plugins.sign import KArSL
 from medtrain_plugins.sign.augmentation import ClipAugmentation
 from medtrain_plugins.sign.dataset import collate

@@ -16,7 +16,7 @@ _EMPTY: tuple[Any, ...] = (None, False, {}, [], "")
 
 
 @dataclass
-class Found:
+class ImportReport:
     """What came of an import. problems: files that are damaged or missing. unplaced: settings without a place here."""
 
     problems: list[str] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Found:
 class Fields:
     """The values of a JSON file, each taken once; `rest` tells of those nobody took."""
 
-    def __init__(self, values: Mapping[str, Any], where: str, found: Found) -> None:
+    def __init__(self, values: Mapping[str, Any], where: str, found: ImportReport) -> None:
         self.values = {key: value for key, value in values.items() if key != "name_"}
         self.name, self.where, self.found = str(values.get("name_", "")), where, found
 
@@ -58,7 +58,7 @@ class Files:
     """The JSON files and tables below a folder. found: what was wrong with them."""
 
     def __init__(self, maps: Path) -> None:
-        self.maps, self.found = maps, Found()
+        self.maps, self.found = maps, ImportReport()
 
     def json(self, name: str, optional: bool = False) -> dict[str, Any]:
         path = self.maps / name

@@ -20,9 +20,9 @@ from medtrain.protocols import load_state
 from medtrain.weights import read_state
 from torch import Tensor
 
-from medtrain_plugins.brain.clinicadl.files import Found
+from medtrain_plugins.brain.clinicadl.files import ImportReport
 from medtrain_plugins.brain.clinicadl.networks import NoCounterpartError, convert, counterpart
-from medtrain_plugins.brain.clinicadl.settings import Settings
+from medtrain_plugins.brain.clinicadl.settings import MapsSettings
 from medtrain_plugins.brain.data.bids import Visit, order
 from medtrain_plugins.brain.data.dataset import BidsDataset, cell_text
 from medtrain_plugins.brain.model.networks import build_network
@@ -31,7 +31,7 @@ SOURCE = "ClinicaDL 2.0"
 LOSSES = {"MSELoss": "mse", "L1Loss": "l1", "HuberLoss": "huber", "SmoothL1Loss": "huber"}
 
 
-def import_maps(maps: Path, out: Path, split: int | None = None, images: Path | None = None) -> Found:
+def import_maps(maps: Path, out: Path, split: int | None = None, images: Path | None = None) -> ImportReport:
     """Write the run directory `out` from the MAPS in `maps`; returns what was found on the way.
 
     split: only this one. images: the BIDS or CAPS tree, where it is not where the MAPS recorded it. Raises UsageError
@@ -55,7 +55,7 @@ def import_maps(maps: Path, out: Path, split: int | None = None, images: Path | 
     return reader.found
 
 
-class _Reader(Settings):
+class _Reader(MapsSettings):
     """What the files of a MAPS come to here, split by split."""
 
     # --- one split

@@ -12,7 +12,7 @@ from medtrain_plugins.brain.clinicadl.networks import Counterpart
 LOSSES = {"MSELoss": "mse", "L1Loss": "l1", "HuberLoss": "huber", "SmoothL1Loss": "huber"}
 
 
-class Settings(Files):
+class MapsSettings(Files):
     """The configuration files of a MAPS, split by split."""
 
     def __init__(self, maps: Path, images: Path | None) -> None:

@@ -36,7 +36,7 @@ class Visit(NamedTuple):
         return f"{self.participant_id}_{self.session_id}"
 
 
-class Found(NamedTuple):
+class VisitFile(NamedTuple):
     """A file of a visit. folder: below that of the session, for example `anat`."""
 
     folder: str
@@ -58,7 +58,8 @@ class Tree:
     """The files of a tree of brain images by visit, from one walk over its folders.
 
     root: folder with `dataset_description.json`. Raises DataError when it is none, or has no participants.
-    Attributes: `root`; `description` (of the data set); `is_caps`; `files`, Found by Visit, also of visits without any.
+    Attributes: `root`; `description` (of the data set); `is_caps`; `files`: the files of each Visit (a visit may have
+    none).
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -76,7 +77,7 @@ class Tree:
             raise DataError(f"{self.subjects}: there are no folders sub-*; a BIDS or CAPS tree is expected")
         self._derivatives: dict[str, Tree] = {}
 
-    def _walk(self) -> Iterator[tuple[Visit, list[Found]]]:
+    def _walk(self) -> Iterator[tuple[Visit, list[VisitFile]]]:
         for subject in _folders(self.subjects, "sub-"):
             sessions = _folders(subject.path, "ses-")
             for session in sessions:
@@ -195,13 +196,13 @@ def _folders(folder: str | Path, prefix: str) -> list[os.DirEntry[str]]:
     return sorted(found, key=lambda entry: _natural(entry.name))
 
 
-def _files(folder: str, below: str = "") -> Iterator[Found]:
+def _files(folder: str, below: str = "") -> Iterator[VisitFile]:
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.is_dir():
                 yield from _files(entry.path, f"{below}/{entry.name}" if below else entry.name)
             else:
-                yield Found(below, entry.name, entry.path)
+                yield VisitFile(below, entry.name, entry.path)
 
 
 def _read_description(root: Path) -> dict[str, Any]:

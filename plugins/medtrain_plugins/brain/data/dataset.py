@@ -23,9 +23,10 @@ from medtrain_plugins.brain.data.bids import KEYS, Tree, Visit, order, read_tsv,
 from medtrain_plugins.brain.data.cache import DiskCache, Kind, MemoryCache, Source, open_cache
 from medtrain_plugins.brain.data.caps import FileType, as_file_type
 from medtrain_plugins.brain.data.cohort import Cohort, times
-from medtrain_plugins.brain.data.extraction import ExtractionOptions, Place, cut, find_places
+from medtrain_plugins.brain.data.extraction import VolumePart, cut, find_parts
 from medtrain_plugins.brain.data.transforms import Pipeline, Step, as_options
 from medtrain_plugins.brain.data.volumes import Header, orient, read_stored, scale, voxel_size
+from medtrain_plugins.brain.options import ExtractionOptions
 
 log = logging.getLogger("medtrain")
 
@@ -231,15 +232,15 @@ class BidsDataset:
     def _index(self) -> None:
         """The parts of every image: `_row_of` and `_place_of`, one per sample."""
         self._row_of: list[int] = []
-        self._place_of: list[Place | None] = []
+        self._place_of: list[VolumePart | None] = []
         if self._options.kind == "image":
             self._row_of, self._place_of = list(range(len(self._visits))), [None] * len(self._visits)
             return
-        known: dict[tuple[int, ...], list[Place]] = {}
+        known: dict[tuple[int, ...], list[VolumePart]] = {}
         for row in range(len(self._visits)):
             shape = self._kinds(row)["image"].shape[1:]
             if shape not in known:
-                known[shape] = find_places(self._options, shape)  # type: ignore[arg-type]
+                known[shape] = find_parts(self._options, shape)  # type: ignore[arg-type]
             self._row_of += [row] * len(known[shape])
             self._place_of += known[shape]
 

@@ -4,64 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from medtrain.config import SectionModel
 from medtrain.errors import ConfigError, DataError
-from pydantic import Field, field_validator, model_validator
+from torch import Tensor
+from torch.nn import functional
 
 from medtrain_plugins.brain.data.volumes import read_volume
+from medtrain_plugins.brain.options import ExtractionOptions, Triple
 
-Triple = tuple[int, int, int]
 Array = npt.NDArray[Any]
 
 
-class ExtractionOptions(SectionModel):
-    """What of a volume is a sample."""
-
-    kind: Literal["image", "patch", "slice", "roi"] = Field("image", description="whole image, or which part of it")
-    size: Triple | None = Field(None, description="patch: voxels along each axis; one number for all")
-    overlap: Triple = Field((0, 0, 0), description="patch: voxels that neighbours share along each axis")
-    padding: Literal["none", "constant", "edge", "reflect"] = Field(
-        "constant", description="patch: what lies beyond the border; none: the last patch of an axis is moved inside"
-    )
-    padding_value: float = Field(0.0, description="patch: value of constant padding")
-    direction: Literal[0, 1, 2] = Field(2, description="slice: the axis that slices are perpendicular to")
-    slices: list[int] = Field([], description="slice: only these; default: all")
-    discarded: list[int] = Field([], description="slice: all but these")
-    borders: tuple[int, int] = Field((0, 0), description="slice: how many are left out at both ends of the axis")
-    squeeze: bool = Field(True, description="slice: samples of two dimensions, without the axis of length 1")
-    boxes: dict[str, tuple[int, int, int, int, int, int]] = Field(
-        {}, description="roi: first voxel and end (exclusive) along each axis, by name: [i0, i1, j0, j1, k0, k1]"
-    )
-    mask: str = Field("", description="roi: NIfTI file; the box around each of its labels is a region")
-    margin: int = Field(0, ge=0, description="roi: voxels added around the boxes of a mask")
-
-    @field_validator("size", "overlap", mode="before")
-    @classmethod
-    def _for_all_axes(cls, value: Any) -> Any:
-        return (value,) * 3 if isinstance(value, int) else value
-
-    @field_validator("borders", mode="before")
-    @classmethod
-    def _for_both_ends(cls, value: Any) -> Any:
-        return (value, value) if isinstance(value, int) else value
-
-    @model_validator(mode="after")
-    def _complete(self) -> ExtractionOptions:
-        if self.kind == "patch":
-            if self.size is None or min(self.size) < 1:
-                raise ValueError("patches need a size of at least 1 voxel, such as size = 32")
-            if any(not 0 <= shared < length for shared, length in zip(self.overlap, self.size, strict=True)):
-                raise ValueError(f"the overlap {self.overlap} must be smaller than the size {self.size} of a patch")
-        if self.kind == "roi" and bool(self.boxes) == bool(self.mask):
-            raise ValueError("regions are given either by boxes or by a mask")
-        return self
-
-
-class Place(NamedTuple):
+class VolumePart(NamedTuple):
     """A part of a volume: voxels `start` to `stop` (exclusive) of its axes; with padding, beyond its border."""
 
     name: str
@@ -69,7 +27,7 @@ class Place(NamedTuple):
     stop: Triple
 
 
-def find_places(options: ExtractionOptions, shape: Triple) -> list[Place]:
+def find_parts(options: ExtractionOptions, shape: Triple) -> list[VolumePart]:
     """The parts of a volume of this shape, in the order of their numbers; none for whole images.
 
     Raises ConfigError for options that leave nothing, DataError for an image too small for them.
@@ -83,7 +41,7 @@ def find_places(options: ExtractionOptions, shape: Triple) -> list[Place]:
     return []
 
 
-def _patches(options: ExtractionOptions, shape: Triple) -> list[Place]:
+def _patches(options: ExtractionOptions, shape: Triple) -> list[VolumePart]:
     assert options.size is not None
     starts = []
     for length, size, shared in zip(shape, options.size, options.overlap, strict=True):
@@ -98,11 +56,11 @@ def _patches(options: ExtractionOptions, shape: Triple) -> list[Place]:
     places = []
     for number, start in enumerate(itertools.product(*starts)):
         stop = [first + size for first, size in zip(start, options.size, strict=True)]
-        places.append(Place(f"patch-{number:04d}", _triple(start), _triple(stop)))
+        places.append(VolumePart(f"patch-{number:04d}", _triple(start), _triple(stop)))
     return places
 
 
-def _slices(options: ExtractionOptions, shape: Triple) -> list[Place]:
+def _slices(options: ExtractionOptions, shape: Triple) -> list[VolumePart]:
     length = shape[options.direction]
     before, after = options.borders
     wanted = options.slices or range(before, length - after)
@@ -115,11 +73,11 @@ def _slices(options: ExtractionOptions, shape: Triple) -> list[Place]:
     for number in kept:
         start, stop = [0, 0, 0], list(shape)
         start[options.direction], stop[options.direction] = number, number + 1
-        places.append(Place(f"slice-{number:04d}", _triple(start), _triple(stop)))
+        places.append(VolumePart(f"slice-{number:04d}", _triple(start), _triple(stop)))
     return places
 
 
-def _regions(options: ExtractionOptions, shape: Triple) -> list[Place]:
+def _regions(options: ExtractionOptions, shape: Triple) -> list[VolumePart]:
     boxes = {name: (box[::2], box[1::2]) for name, box in options.boxes.items()}
     if options.mask:
         boxes = _boxes_of_mask(options.mask, options.margin, shape)
@@ -127,7 +85,7 @@ def _regions(options: ExtractionOptions, shape: Triple) -> list[Place]:
     for name, (start, stop) in sorted(boxes.items()):
         if any(not 0 <= a < b <= length for a, b, length in zip(start, stop, shape, strict=True)):
             raise DataError(f"the region {name!r} from {start} to {stop} does not lie in an image of {shape} voxels")
-        places.append(Place(f"roi-{name}", _triple(start), _triple(stop)))
+        places.append(VolumePart(f"roi-{name}", _triple(start), _triple(stop)))
     return places
 
 
@@ -151,7 +109,7 @@ def _triple(values: Any) -> Triple:
     return i, j, k
 
 
-def cut(volume: Array, place: Place, options: ExtractionOptions, *, labels: bool = False) -> Array:
+def cut(volume: Array, place: VolumePart, options: ExtractionOptions, *, labels: bool = False) -> Array:
     """The part (C, d, h, w) of a volume (C, D, H, W); slices lose their axis of length 1 when options say so.
 
     A view where nothing is padded. labels: a mask, padded with 0 where an image is padded with `padding_value`.
@@ -170,3 +128,19 @@ def cut(volume: Array, place: Place, options: ExtractionOptions, *, labels: bool
     if options.kind == "slice" and options.squeeze:
         part = part.squeeze(1 + options.direction)
     return part
+
+
+def padded(image: Tensor, window: Sequence[int]) -> Tensor:
+    """The image with zeros after its end where it is smaller than the window."""
+    missing = [max(0, limit - size) for size, limit in zip(image.shape[2:], window, strict=True)]
+    return functional.pad(image, [n for limit in reversed(missing) for n in (0, limit)]) if any(missing) else image
+
+
+def windows_of(size: Sequence[int], window: Sequence[int], overlap: float) -> Iterator[tuple[slice, ...]]:
+    """Places of windows that cover an image; the last of each axis ends with it."""
+    starts = []
+    for length, limit in zip(size, window, strict=True):
+        step = max(1, int(limit * (1 - overlap)))
+        starts.append([*range(0, length - limit, step), length - limit])
+    for place in itertools.product(*starts):
+        yield tuple(slice(start, start + limit) for start, limit in zip(place, window, strict=True))

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from medtrain_plugins.brain.data.bids import DESCRIPTION, Tree
 from medtrain_plugins.brain.data.caps import as_file_type
-from medtrain_plugins.brain.data.extraction import Place, cut, find_places
+from medtrain_plugins.brain.data.extraction import VolumePart, cut, find_parts, padded, windows_of
 from medtrain_plugins.brain.data.transforms import Pipeline
 from medtrain_plugins.brain.data.volumes import orient, read_volume
-from medtrain_plugins.brain.model.inference import padded, windows_of
 from medtrain_plugins.brain.options import BrainOptions
 
 Array = npt.NDArray[Any]
@@ -95,7 +94,7 @@ def open_image(path: Path, options: BrainOptions) -> Opened:
     return Opened(image, np.asarray(affine, dtype=np.float64), np.asarray(file_affine), file_shape)
 
 
-def parts_of(image: Tensor, options: BrainOptions) -> Iterator[tuple[Tensor, Place]]:
+def parts_of(image: Tensor, options: BrainOptions) -> Iterator[tuple[Tensor, VolumePart]]:
     """What the network sees at a time of an image (C, D, H, W), (C, *size) each, and where it lies.
 
     By `extraction`, else slices or windows of `inference`, else the image itself.
@@ -104,23 +103,23 @@ def parts_of(image: Tensor, options: BrainOptions) -> Iterator[tuple[Tensor, Pla
     inference = options.inference
     if options.extraction.kind != "image":
         array = image.numpy()
-        for place in find_places(options.extraction, shape):
+        for place in find_parts(options.extraction, shape):
             yield torch.from_numpy(np.ascontiguousarray(cut(array, place, options.extraction))), place
     elif inference.slice_axis is not None:
         for number in range(shape[inference.slice_axis]):
             start, stop = [0, 0, 0], list(shape)
             start[inference.slice_axis], stop[inference.slice_axis] = number, number + 1
-            place = Place(f"slice-{number:04d}", tuple(start), tuple(stop))  # type: ignore[arg-type]
+            place = VolumePart(f"slice-{number:04d}", tuple(start), tuple(stop))  # type: ignore[arg-type]
             yield image.select(inference.slice_axis + 1, number), place
     elif inference.window:
         window = list(inference.window) * (3 if len(inference.window) == 1 else 1)
         large = padded(image[None], window)[0]
         for number, box in enumerate(windows_of(large.shape[1:], window, inference.overlap)):
             start, stop = [s.start for s in box], [s.stop for s in box]
-            place = Place(f"window-{number:04d}", tuple(start), tuple(stop))  # type: ignore[arg-type]
+            place = VolumePart(f"window-{number:04d}", tuple(start), tuple(stop))  # type: ignore[arg-type]
             yield large[(slice(None), *box)], place
     else:
-        yield image, Place("image", (0, 0, 0), shape)
+        yield image, VolumePart("image", (0, 0, 0), shape)
 
 
 def to_file_geometry(values: Array, opened: Opened) -> Array:

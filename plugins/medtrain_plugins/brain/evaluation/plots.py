@@ -20,9 +20,8 @@ from medtrain_plugins.brain.evaluation.metrics import (
     image_rows,
     unusable,
 )
-from medtrain_plugins.brain.model.model import OUTPUTS
+from medtrain_plugins.brain.model.model import OUTPUTS, as_model
 from medtrain_plugins.brain.options import BrainOptions
-from medtrain_plugins.brain.tasks import as_model
 
 if TYPE_CHECKING:
     import pandas as pd

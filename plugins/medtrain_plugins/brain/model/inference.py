@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from medtrain_plugins.brain.data.extraction import Place
+from medtrain_plugins.brain.data.extraction import VolumePart, padded, windows_of
 from medtrain_plugins.brain.options import InferenceOptions
 
 Network = Callable[[Tensor], Tensor]
@@ -106,23 +105,7 @@ def subsets(dims: Sequence[int]) -> Iterator[list[int]]:
         yield from map(list, itertools.combinations(dims, count))
 
 
-def padded(image: Tensor, window: Sequence[int]) -> Tensor:
-    """The image with zeros after its end where it is smaller than the window."""
-    missing = [max(0, limit - size) for size, limit in zip(image.shape[2:], window, strict=True)]
-    return functional.pad(image, [n for limit in reversed(missing) for n in (0, limit)]) if any(missing) else image
-
-
-def windows_of(size: Sequence[int], window: Sequence[int], overlap: float) -> Iterator[tuple[slice, ...]]:
-    """Places of windows that cover an image; the last of each axis ends with it."""
-    starts = []
-    for length, limit in zip(size, window, strict=True):
-        step = max(1, int(limit * (1 - overlap)))
-        starts.append([*range(0, length - limit, step), length - limit])
-    for place in itertools.product(*starts):
-        yield tuple(slice(start, start + limit) for start, limit in zip(place, window, strict=True))
-
-
-def put_together(parts: Sequence[Tensor], places: Sequence[Place], shape: Sequence[int]) -> Tensor:
+def put_together(parts: Sequence[Tensor], places: Sequence[VolumePart], shape: Sequence[int]) -> Tensor:
     """One image (C, D, H, W) of results (C, *size) for its parts, their mean where they overlap.
 
     places: where they lie; what padding put beyond the border is dropped. Slices may come without their axis of

@@ -10,6 +10,7 @@ from medtrain import TensorModel
 from torch import Tensor, nn
 
 from medtrain_plugins.brain.model.inference import Inference
+from medtrain_plugins.brain.options import BrainOptions
 
 # What the result of a task is called in the outputs.
 OUTPUTS = {
@@ -68,3 +69,11 @@ class VolumeModel(TensorModel):
         spread, mean = torch.std_mean(image, dim=tuple(range(2, image.dim())), keepdim=True, correction=0)
         spread = spread.clamp(min=TINY)
         return (image - mean) / spread, mean, spread
+
+
+def as_model(network: nn.Module, options: BrainOptions) -> VolumeModel:
+    """A trained network as the model of a run."""
+    inference = Inference(
+        options.inference, dense=options.task in DENSE, logits=options.task in ("classification", "segmentation")
+    )
+    return VolumeModel(network, options.task, inference, options.label_scale or (0.0, 1.0), options.standardize)

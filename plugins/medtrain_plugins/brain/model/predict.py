@@ -22,10 +22,9 @@ from medtrain_plugins.brain.data.inputs import (
     write_nifti,
 )
 from medtrain_plugins.brain.model.inference import put_together
-from medtrain_plugins.brain.model.model import DENSE, VolumeModel
+from medtrain_plugins.brain.model.model import DENSE, VolumeModel, as_model
 from medtrain_plugins.brain.model.saliency import Request, explain
 from medtrain_plugins.brain.options import BrainOptions
-from medtrain_plugins.brain.tasks import as_model
 
 
 def predict_images(run: Run, source: Any, options: BrainOptions) -> pd.DataFrame:
@@ -48,7 +47,7 @@ def predict_images(run: Run, source: Any, options: BrainOptions) -> pd.DataFrame
             shape = " x ".join(map(str, opened.image.shape))
             raise DataError(f"{named.path}: an image of {shape} does not fit the network: {error}") from None
         ids = {"sample_id": named.sample_id, "participant_id": named.participant_id, "session_id": named.session_id}
-        rows.append(ids | say(result, named, opened, options, out))
+        rows.append(ids | predict_row(result, named, opened, options, out))
     return pd.DataFrame(rows)
 
 
@@ -75,7 +74,7 @@ def run_image(model: VolumeModel, image: Tensor, options: BrainOptions, device: 
     return put_together(results, places, image.shape[1:])
 
 
-def say(result: Tensor, named: Named, opened: Opened, options: BrainOptions, out: Path) -> dict[str, Any]:
+def predict_row(result: Tensor, named: Named, opened: Opened, options: BrainOptions, out: Path) -> dict[str, Any]:
     """The columns of an image's row; images are written to the folder `out`."""
     if options.task == "regression":
         return {"prediction": float(result)}

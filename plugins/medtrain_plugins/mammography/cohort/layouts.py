@@ -34,6 +34,16 @@ LATERALITIES = {"L": "L", "R": "R", "LEFT": "L", "RIGHT": "R"}
 VIEWS = {"CC": "CC", "MLO": "MLO"}
 FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 UNKNOWN = -1  # density, cancer type
+EMBED_CANCER_TYPES: dict[int, str] = {
+    0: "invasive",
+    1: "non-invasive",
+    2: "high-risk",
+    3: "borderline",
+    4: "benign",
+    5: "negative",
+    6: "non-breast",
+}
+CSAW_CANCER_TYPES: dict[int, str] = {1: "in situ", 2: "invasive, up to 15 mm", 3: "invasive, over 15 mm"}
 
 
 def _codes(names: list[str], first: int) -> dict[str, int]:

@@ -121,7 +121,7 @@ def prepare(
     Nothing is anonymised: names hold patient numbers and dates, preparation.json the SOP instances and paths of the
     sources, and text within the images stays unless it lies apart from the breast.
     """
-    from medtrain_plugins.mammography.preparation.prepare import Settings, kinds
+    from medtrain_plugins.mammography.preparation.prepare import ImagePreparation, kinds
     from medtrain_plugins.mammography.preparation.prepare import prepare as prepare_images
 
     renamed = {key.removesuffix("_column"): column for key, column in columns.items() if column is not None}
@@ -130,7 +130,7 @@ def prepare(
     report = prepare_images(
         source,
         out,
-        Settings((height, width), _threshold(threshold), name, implants == "keep", unstated_intent),
+        ImagePreparation((height, width), _threshold(threshold), name, implants == "keep", unstated_intent),
         table=table,
         columns=renamed,
         overwrite=overwrite,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medtrain_plugins.mammography.evaluation.survival import Comparison, FloatArray, concordance
+from medtrain_plugins.mammography.evaluation.survival import FloatArray, RankedPairs, concordance
 
 Array = npt.NDArray[Any]
 
@@ -23,7 +23,7 @@ BLOCK = 2_000_000
 
 
 def bootstrap(
-    comparisons: Mapping[str, Sequence[Comparison]],
+    comparisons: Mapping[str, Sequence[RankedPairs]],
     patient_id: Array,
     event_observed: Array,
     replicates: int = 2000,

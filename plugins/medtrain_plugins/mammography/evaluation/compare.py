@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,9 +21,8 @@ from medtrain.protocols import Comparison, Rows, Section, Unit
 from medtrain.statistics import delong
 
 from medtrain_plugins.mammography.evaluation.bootstrap import replicate_counts
-from medtrain_plugins.mammography.evaluation.metrics import RiskMetrics, unusable
 from medtrain_plugins.mammography.evaluation.plots import GREY, roc_curve
-from medtrain_plugins.mammography.evaluation.strata import exam_rows, patient_rows, select
+from medtrain_plugins.mammography.evaluation.strata import exam_rows, patient_rows, select, unusable
 from medtrain_plugins.mammography.evaluation.survival import (
     Array,
     BoolArray,
@@ -39,6 +38,13 @@ from medtrain_plugins.mammography.evaluation.survival import (
 ALL_SIDES = -1  # every bit: a sample that is a whole exam
 
 
+class Censored(Protocol):
+    """What a comparison needs of a run's metric: the censoring curve of the training group, and its size."""
+
+    censoring: FloatArray
+    training_samples: int
+
+
 @dataclass(frozen=True)
 class Exams:
     """What one run scored, by exam. keys: (N,) of patient and exam, sorted. sides: (N,) bits of the breasts scored."""
@@ -49,7 +55,7 @@ class Exams:
 
 
 def compare_risks(
-    tables: Mapping[str, Rows], metrics: Mapping[str, RiskMetrics], seed: int, replicates: int
+    tables: Mapping[str, Rows], metrics: Mapping[str, Censored], seed: int, replicates: int
 ) -> Comparison:
     """C-indices and yearly AUCs of all runs with their differences, by exam and by patient.
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from medtrain.errors import DataError
 from medtrain.protocols import Array, Rows, Undefined
 
 from medtrain_plugins.mammography.cohort.labels import N_YEARS
+from medtrain_plugins.mammography.cohort.layouts import EMBED_CANCER_TYPES
 from medtrain_plugins.mammography.evaluation.strata import (
-    EMBED_CANCER_TYPES,
     exam_rows,
     group_report,
     patient_rows,
     strata_report,
+    unusable,
 )
 from medtrain_plugins.mammography.evaluation.survival import (
     KaplanMeier,
@@ -126,14 +126,3 @@ class RiskMetrics:
         from medtrain_plugins.mammography.evaluation.compare import compare_risks
 
         return compare_risks(tables, metrics, seed, replicates)
-
-
-def unusable(rows: Rows) -> str | None:
-    """Why nothing can be computed from these rows, or None."""
-    if not len(rows.get("risk", ())):
-        return "no samples"
-    bad = np.flatnonzero(~np.isfinite(rows["risk"]).all(axis=1))
-    if not len(bad):
-        return None
-    first = f" (first: {rows['sample_id'][bad[0]]})" if "sample_id" in rows else ""
-    return f"the risks of {len(bad)} samples are not finite{first}"

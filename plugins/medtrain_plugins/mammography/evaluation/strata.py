@@ -14,22 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from medtrain.protocols import Array, Rows, Undefined
 
-from medtrain_plugins.mammography.cohort.layouts import RACES
+from medtrain_plugins.mammography.cohort.layouts import EMBED_CANCER_TYPES, RACES
 from medtrain_plugins.mammography.evaluation.bootstrap import bootstrap, percentile_summary
 from medtrain_plugins.mammography.evaluation.survival import FloatArray, concordance_value, risk_comparisons
 
 DENSITIES: dict[int, str] = {1: "A", 2: "B", 3: "C", 4: "D"}
 
-EMBED_CANCER_TYPES: dict[int, str] = {
-    0: "invasive",
-    1: "non-invasive",
-    2: "high-risk",
-    3: "borderline",
-    4: "benign",
-    5: "negative",
-    6: "non-breast",
-}
-CSAW_CANCER_TYPES: dict[int, str] = {1: "in situ", 2: "invasive, up to 15 mm", 3: "invasive, over 15 mm"}
 
 UNKNOWN = "unknown"
 
@@ -145,3 +135,14 @@ def _too_small(cases: int, controls: int, min_patients: int) -> str | None:
         if number < min_patients:
             return f"patients {what} cancer: {number}, fewer than {min_patients}"
     return None
+
+
+def unusable(rows: Rows) -> str | None:
+    """Why nothing can be computed from these rows, or None."""
+    if not len(rows.get("risk", ())):
+        return "no samples"
+    bad = np.flatnonzero(~np.isfinite(rows["risk"]).all(axis=1))
+    if not len(bad):
+        return None
+    first = f" (first: {rows['sample_id'][bad[0]]})" if "sample_id" in rows else ""
+    return f"the risks of {len(bad)} samples are not finite{first}"

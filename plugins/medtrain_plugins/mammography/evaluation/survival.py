@@ -2,7 +2,7 @@
 
 Every metric here is one kind of number: the share of pairs (a woman who should rank higher, one who should
 rank lower) that the scores put in the right order, pairs weighted, ties counting one half. A metric is
-therefore written down as a list of `Comparison`s, and one function counts them, for the sample as it is and
+therefore written down as a list of `RankedPairs`, and one function counts them, for the sample as it is and
 for its bootstrap replicates alike. Counting sorts the scores, so that 20,000 samples need no matrix of pairs.
 
 Times are 0-based years: an event at time t lies within t + 1 years of the exam; at equal times an event
@@ -77,7 +77,7 @@ class KaplanMeier:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RankedPairs:
     """Pairs of every sample of `higher` with every sample of `lower`.
 
     higher (P,), lower (Q,): int64 sample indices. higher_scores, lower_scores: their scores. weight: of each
@@ -102,13 +102,13 @@ class Comparison:
         scores: Array,
         lower_scores: Array | None = None,
         weight: float = 1.0,
-    ) -> Comparison:
+    ) -> RankedPairs:
         """From (N,) masks and scores."""
         above, below = np.flatnonzero(higher), np.flatnonzero(lower)
         return cls(above, below, scores[above], (scores if lower_scores is None else lower_scores)[below], weight)
 
 
-def concordance(comparisons: Sequence[Comparison], counts: FloatArray) -> FloatArray:
+def concordance(comparisons: Sequence[RankedPairs], counts: FloatArray) -> FloatArray:
     """The weighted share of pairs in the right order, (R,); NaN where there is no pair or a weight is
     infinite.
 
@@ -131,7 +131,7 @@ def concordance(comparisons: Sequence[Comparison], counts: FloatArray) -> FloatA
         return np.where(pairs != 0, right / pairs, np.nan)
 
 
-def concordance_value(comparisons: Sequence[Comparison], n_samples: int) -> float:
+def concordance_value(comparisons: Sequence[RankedPairs], n_samples: int) -> float:
     """The share of pairs in the right order among the samples as they are; `Undefined` when there is none."""
     value = float(concordance(comparisons, np.ones((n_samples, 1)))[0])
     if any(math.isinf(comparison.weight) for comparison in comparisons):
@@ -141,7 +141,7 @@ def concordance_value(comparisons: Sequence[Comparison], n_samples: int) -> floa
 
 def risk_comparisons(
     event_times: Array, event_observed: Array, risks: Array, censoring: FloatArray
-) -> dict[str, list[Comparison]]:
+) -> dict[str, list[RankedPairs]]:
     """The pairs of every metric, by its name: `c_index`, `c_index_uno`, `auc_year_1` ...
     `auc_year_<n_years>`.
 
@@ -225,28 +225,28 @@ def year_classes(times: IntArray, observed: BoolArray, year: int) -> tuple[BoolA
     return cases, ~cases & (times >= year)
 
 
-def _auc_pairs(times: IntArray, observed: BoolArray, risks: Array, year: int) -> Comparison:
+def _auc_pairs(times: IntArray, observed: BoolArray, risks: Array, year: int) -> RankedPairs:
     cases, free = year_classes(times, observed, year)
-    return Comparison.of(cases, free, risks[:, year])
+    return RankedPairs.of(cases, free, risks[:, year])
 
 
-def _uno_pairs(times: IntArray, observed: BoolArray, risks: Array, censoring: FloatArray) -> list[Comparison]:
+def _uno_pairs(times: IntArray, observed: BoolArray, risks: Array, censoring: FloatArray) -> list[RankedPairs]:
     pairs = []
     for year in range(risks.shape[1] - 1):  # events of the last year are not before tau
         cases = observed & (times == year)
         later = (times > year) | ((times == year) & ~observed)
-        pairs.append(Comparison.of(cases, later, risks[:, -1], weight=_inverse_square(censoring[year])))
+        pairs.append(RankedPairs.of(cases, later, risks[:, -1], weight=_inverse_square(censoring[year])))
     return [comparison for comparison in pairs if comparison]
 
 
 def _pairs_by_later_time(
     times: IntArray, observed: BoolArray, case_risks: Array, later_risks: Array, censoring: FloatArray
-) -> list[Comparison]:
+) -> list[RankedPairs]:
     pairs = []
     for year in range(case_risks.shape[1]):
         at, weight = times == year, _inverse_square(censoring[year])
         for cases, later in ((observed & (times < year), at), (observed & at, at & ~observed)):
-            pairs.append(Comparison.of(cases, later, case_risks[:, year], later_risks[:, year], weight))
+            pairs.append(RankedPairs.of(cases, later, case_risks[:, year], later_risks[:, year], weight))
     return [comparison for comparison in pairs if comparison]
 
 

@@ -35,7 +35,7 @@ from medtrain_plugins.mammography.preparation.dicom import (
     text,
 )
 from medtrain_plugins.mammography.preparation.preprocess import Threshold, grey_values, model_image
-from medtrain_plugins.mammography.preparation.sources import LeftOut, Source, find_files, read_exams
+from medtrain_plugins.mammography.preparation.sources import SkippedFile, Source, find_files, read_exams
 
 NAME = "{patient}_{laterality}_{view}_{date}_{suffix}.png"
 FIELDS = ("patient", "laterality", "view", "date", "suffix", "exam")
@@ -47,7 +47,7 @@ Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 @dataclass(frozen=True)
-class Settings:
+class ImagePreparation:
     """How images are made and which are taken.
 
     size: (rows, columns). threshold: see `preprocess.largest_contour`. name: template of the file names. implants: take
@@ -77,7 +77,7 @@ def _all(items: Iterable[Any], count: int, label: str) -> Iterable[Any]:
 def prepare(
     source: Path,
     out: Path,
-    settings: Settings | None = None,
+    settings: ImagePreparation | None = None,
     *,
     table: Path | None = None,
     columns: dict[str, str] | None = None,
@@ -99,7 +99,7 @@ def prepare(
     Raises UsageError for settings, folders and columns that cannot be used, DataError when not one image is there in
     the end.
     """
-    settings = settings or Settings()
+    settings = settings or ImagePreparation()
     _check(settings, source)
     refuse_mixture(out / REPORT, asdict(settings), ("size", "threshold", "name"))
     exams, bad_rows = (None, []) if table is None else read_exams(table, columns or {}, source)
@@ -110,11 +110,11 @@ def prepare(
         plans: list[Planned] = []
         names: dict[str, str] = {}
         for found in watch(run(partial(_plan, settings=settings), sources), len(sources), "Headers"):
-            if isinstance(found, LeftOut):
+            if isinstance(found, SkippedFile):
                 left_out.append(found)
             elif found.name in names:
                 same = f"{found.name} is the name of {names[found.name]} as well"
-                left_out.append(LeftOut(found.source.label, "duplicate", same))
+                left_out.append(SkippedFile(found.source.label, "duplicate", same))
             else:
                 names[found.name] = found.source.label
                 plans.append(found)
@@ -170,7 +170,7 @@ def kinds(report: dict[str, Any]) -> list[str]:
     return problems.lines()
 
 
-def _check(settings: Settings, source: Path) -> None:
+def _check(settings: ImagePreparation, source: Path) -> None:
     if not source.is_dir():
         raise UsageError(f"{source}: no such folder; name the folder of DICOM files with --source")
     try:
@@ -188,7 +188,7 @@ def _check(settings: Settings, source: Path) -> None:
         raise UsageError(f"--name {settings.name}: lacks {{suffix}}, which tells two images of one view apart")
 
 
-def _plan(source: Source, settings: Settings) -> Planned | LeftOut:
+def _plan(source: Source, settings: ImagePreparation) -> Planned | SkippedFile:
     """The image to make of a file, by its header."""
     from pydicom import dcmread
 
@@ -216,7 +216,7 @@ def _plan(source: Source, settings: Settings) -> Planned | LeftOut:
         if not re.fullmatch(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{,249}", file_name):
             raise Refusal("unusable name", f"{file_name!r} cannot be the name of a file")
     except Refusal as refusal:
-        return LeftOut(source.label, *refusal.args)
+        return SkippedFile(source.label, *refusal.args)
     return Planned(source, file_name, str(values["laterality"]), instance)
 
 
@@ -228,7 +228,7 @@ def _is_complete(path: Path, size: tuple[int, int]) -> bool:
     return header.problem() is None and (header.height, header.width) == tuple(size)
 
 
-def _make(plan: Planned, out: Path, settings: Settings) -> LeftOut | None:
+def _make(plan: Planned, out: Path, settings: ImagePreparation) -> SkippedFile | None:
     """Writes one image; what is wrong with its pixels otherwise. Raises DataError when it cannot be written."""
     from pydicom import dcmread
 
@@ -243,7 +243,7 @@ def _make(plan: Planned, out: Path, settings: Settings) -> LeftOut | None:
         except ValueError as error:
             raise Refusal("flat image", str(error)) from None
     except Refusal as refusal:
-        return LeftOut(plan.source.label, *refusal.args)
+        return SkippedFile(plan.source.label, *refusal.args)
     try:
         with replace_file(out / plan.name) as aside:
             PillowImage.fromarray(pixels).save(aside, format="PNG")

@@ -29,7 +29,7 @@ class Source(NamedTuple):
     date: str | None = None
 
 
-class LeftOut(NamedTuple):
+class SkippedFile(NamedTuple):
     """What is not taken: a file or a row of the table, the kind of reason, and the reason."""
 
     label: str
@@ -37,7 +37,7 @@ class LeftOut(NamedTuple):
     reason: str
 
 
-def read_exams(table: Path, columns: dict[str, str], source: Path) -> tuple[list[Source], list[LeftOut]]:
+def read_exams(table: Path, columns: dict[str, str], source: Path) -> tuple[list[Source], list[SkippedFile]]:
     """The exams of a table, as folders within `source`, and the rows that cannot be used.
 
     columns: "exam", "patient", "date" -> the table's column. Raises DataError for a table that cannot be read.
@@ -54,7 +54,7 @@ def read_exams(table: Path, columns: dict[str, str], source: Path) -> tuple[list
                 f"{', '.join(found)}. Name yours with --{name}-column."
             )
         used[name] = column
-    left_out: list[LeftOut] = []
+    left_out: list[SkippedFile] = []
     exams: dict[str, Source] = {}
     spoilt: set[str] = set()
     for line, row in raw.iterrows():
@@ -63,37 +63,41 @@ def read_exams(table: Path, columns: dict[str, str], source: Path) -> tuple[list
         folder = Path(exam)
         name = folder.as_posix()
         if not folder.parts or folder.is_absolute() or ".." in folder.parts:
-            left_out.append(LeftOut(place, "no exam", f"{used['exam']} is {exam!r}, the name of a folder is needed"))
+            left_out.append(
+                SkippedFile(place, "no exam", f"{used['exam']} is {exam!r}, the name of a folder is needed")
+            )
         elif not patient:
-            left_out.append(LeftOut(place, "no patient", f"{used['patient']} is empty"))
+            left_out.append(SkippedFile(place, "no patient", f"{used['patient']} is empty"))
         elif (parsed := read_date(day)) is None:
-            left_out.append(LeftOut(place, "no date", f"{used['date']} is {day!r}, YYYY-MM-DD is needed"))
+            left_out.append(SkippedFile(place, "no date", f"{used['date']} is {day!r}, YYYY-MM-DD is needed"))
         elif not (source / folder).is_dir():
-            left_out.append(LeftOut(place, "exam without folder", f"{source / folder} is not there"))
+            left_out.append(SkippedFile(place, "exam without folder", f"{source / folder} is not there"))
         else:
             entry = Source(source / folder, place, name, patient.removesuffix(".0"), parsed)
             first = exams.setdefault(name, entry)
             if first[2:] != entry[2:]:
-                left_out.append(LeftOut(place, "contradictory rows", f"{first.label} says otherwise of exam {name}"))
+                left_out.append(
+                    SkippedFile(place, "contradictory rows", f"{first.label} says otherwise of exam {name}")
+                )
                 spoilt.add(name)
     for name in sorted(spoilt):
         place = exams.pop(name).label
-        left_out.append(LeftOut(place, "contradictory rows", f"a later row says otherwise of exam {name}"))
+        left_out.append(SkippedFile(place, "contradictory rows", f"a later row says otherwise of exam {name}"))
     return [exams[name] for name in sorted(exams)], left_out
 
 
-def find_files(source: Path, exams: list[Source] | None) -> tuple[list[Source], list[LeftOut], int]:
+def find_files(source: Path, exams: list[Source] | None) -> tuple[list[Source], list[SkippedFile], int]:
     """The DICOM files sorted by path, what cannot be used, and the number of other files.
 
     exams: folders to look in; None looks through `source`.
     """
     found: dict[str, list[Source]] = {}
-    left_out: list[LeftOut] = []
+    left_out: list[SkippedFile] = []
     others = 0
 
     def skip(error: OSError) -> None:
         place = Path(error.filename).relative_to(source).as_posix()
-        left_out.append(LeftOut(place, "unreadable folder", error.strerror or str(error)))
+        left_out.append(SkippedFile(place, "unreadable folder", error.strerror or str(error)))
 
     for exam in [Source(source, "")] if exams is None else exams:
         empty = True
@@ -107,11 +111,11 @@ def find_files(source: Path, exams: list[Source] | None) -> tuple[list[Source], 
                 else:
                     others += 1
         if exams is not None and empty:
-            left_out.append(LeftOut(exam.label, "exam without images", f"no DICOM file in {exam.path}"))
+            left_out.append(SkippedFile(exam.label, "exam without images", f"no DICOM file in {exam.path}"))
     for label, claims in found.items():
         if len(claims) > 1:
             lies_in = " and ".join(str(entry.exam) for entry in claims)
-            left_out.append(LeftOut(label, "file of two exams", f"it lies in the folders of {lies_in}"))
+            left_out.append(SkippedFile(label, "file of two exams", f"it lies in the folders of {lies_in}"))
     return [claims[0] for _, claims in sorted(found.items()) if len(claims) == 1], left_out, others
 
 

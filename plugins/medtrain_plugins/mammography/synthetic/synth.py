@@ -100,7 +100,7 @@ class Woman:
 
 
 @dataclass(frozen=True)
-class Settings:
+class SyntheticCohort:
     """What a cohort is made from."""
 
     patients: int = 320
@@ -131,7 +131,7 @@ def synthesize(
     complete or not at all; an earlier synthetic cohort there is replaced.
     Raises UsageError for impossible settings and for a folder that holds something else.
     """
-    settings = Settings(patients, seed, image_size, case_fraction, signal)
+    settings = SyntheticCohort(patients, seed, image_size, case_fraction, signal)
     _check(settings)
     out = Path(out)
     _refuse_foreign(out)
@@ -158,7 +158,7 @@ def synthesize(
     }
 
 
-def draw_women(settings: Settings) -> Iterator[Woman]:
+def draw_women(settings: SyntheticCohort) -> Iterator[Woman]:
     """The women of a cohort, by patient number."""
     rng = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(0,)))
     n = settings.patients
@@ -225,7 +225,9 @@ def _draw_mass(rng: np.random.Generator) -> Mass:
     )
 
 
-def _write_woman(woman: Woman, settings: Settings, folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _write_woman(
+    woman: Woman, settings: SyntheticCohort, folder: Path
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Writes her images; returns their rows of the table, and of the truth about the masses."""
     size = settings.image_size
     rng = np.random.default_rng(woman.seed)
@@ -284,7 +286,7 @@ def _write_table(path: Path, columns: tuple[str, ...], delimiter: str, rows: lis
         writer.writerows(rows)
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: SyntheticCohort) -> None:
     if settings.patients < MIN_PATIENTS:
         raise UsageError(f"--patients {settings.patients}: at least {MIN_PATIENTS} are needed, one for each group")
     if settings.seed < 0:

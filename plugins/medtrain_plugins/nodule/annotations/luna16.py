@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,7 +40,6 @@ _MORE = (
     "score",
     "growth",
 )
-_SUBSET = re.compile(r"subset[ _-]?(\d+)", re.IGNORECASE)
 
 
 @dataclass
@@ -118,22 +116,16 @@ def read_characteristics(path: Path) -> dict[str, dict[str, Any]]:
         if name not in names:
             continue
         cells = [row[names.index(name)] for row in rows]
-        numbers, bad = ([], []) if name == "growth" else parse_numbers(cells, empty=True)
-        if bad:
-            raise DataError(f"{path.name}:{lines[bad[0]]}: {name} is {cells[bad[0]]!r}, not a number")
-        for number, cell in enumerate(cells):
+        values: list[Any] = cells
+        if name != "growth":
+            numbers, bad = parse_numbers(cells, empty=True)
+            if bad:
+                raise DataError(f"{path.name}:{lines[bad[0]]}: {name} is {cells[bad[0]]!r}, not a number")
+            values = numbers.tolist()
+        for cell, value, line in zip(cells, values, lines, strict=True):
             if cell:
-                value = cell if name == "growth" else float(numbers[number])
-                found.setdefault(f"{path.name}:{lines[number]}", {})[name] = value
+                found.setdefault(f"{path.name}:{line}", {})[name] = value
     return found
-
-
-def subset_of(path: Path) -> int | None:
-    """The number of the subset folder a scan is in, as LUNA16 deals them (subset0 to subset9); None for others."""
-    for part in reversed(path.parts[:-1]):
-        if match := _SUBSET.fullmatch(part):
-            return int(match[1])
-    return None
 
 
 def count_by_series(findings: Findings) -> Counter[str]:

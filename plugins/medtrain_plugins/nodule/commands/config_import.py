@@ -26,7 +26,8 @@ def import_config(file: Path, plugin: str, onto: Path | None, out: Path | None, 
     from medtrain.errors import ConfigError, UsageError, first_lines
     from medtrain.plugins import Plugins
 
-    from medtrain_plugins.nodule.commands.pivot_guide import import_guide, merge, read_yaml
+    from medtrain_plugins.nodule.commands.guide_settings import merge, read_yaml
+    from medtrain_plugins.nodule.commands.pivot_guide import import_guide
 
     settings = read_yaml(file)
     if onto is not None:

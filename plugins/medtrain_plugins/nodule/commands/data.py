@@ -79,13 +79,13 @@ def prepare(
 
     Nothing is anonymised: the manifest holds the UIDs and patient numbers of the files.
     """
-    from medtrain_plugins.nodule.preparation.prepare import Settings, table_lines
+    from medtrain_plugins.nodule.preparation.prepare import ScanPreparation, table_lines
     from medtrain_plugins.nodule.preparation.prepare import prepare as prepare_scans
 
     report = prepare_scans(
         source,
         out,
-        Settings(_spacing(spacing), interpolation, lungs, margin, min_readers, force),
+        ScanPreparation(_spacing(spacing), interpolation, lungs, margin, min_readers, force),
         annotations=annotations,
         excluded=excluded,
         lidc=lidc,
@@ -109,9 +109,9 @@ def prepare(
         told = [finding for scan in report["scans"] for finding in scan["findings"]]
         if told:
             click.echo(f"{len(told)} oddities of scans:")
-            from medtrain_plugins.nodule.preparation.check import Finding, by_kind
+            from medtrain_plugins.nodule.preparation.check import FailedCheck, by_kind
 
-            for line in by_kind([Finding(**one) for one in told]):
+            for line in by_kind([FailedCheck(**one) for one in told]):
                 click.echo(f"  - {line}")
         for line in table_lines(report):
             click.echo(line)

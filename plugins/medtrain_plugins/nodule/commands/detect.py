@@ -136,7 +136,7 @@ def calibrate(
     from medtrain.rundir import Maps
 
     from medtrain_plugins.nodule.evaluation.matching import Outcome
-    from medtrain_plugins.nodule.evaluation.whole_scans import evaluate_rows
+    from medtrain_plugins.nodule.evaluation.rows import evaluate_rows
     from medtrain_plugins.nodule.inference.calibration import fit, log_loss, logit
     from medtrain_plugins.nodule.inference.predict import CALIBRATION
 

@@ -62,7 +62,7 @@ def froc(
     from medtrain.rundir import strict
 
     from medtrain_plugins.nodule.annotations.tables import read_findings, read_series
-    from medtrain_plugins.nodule.evaluation.evaluate import Settings, evaluate_detections
+    from medtrain_plugins.nodule.evaluation.evaluate import EvaluationSettings, evaluate_detections
 
     if max_distance is not None and protocol != "fixed_radius":
         raise click.UsageError("--max-distance belongs to --protocol fixed_radius; luna16 takes each nodule's radius")
@@ -72,7 +72,7 @@ def froc(
         read_findings(candidates, "candidates"),
         read_findings(excluded, "excluded") if excluded is not None else None,
         scans,
-        Settings(protocol, max_distance or 10.0, max_marks, bootstrap, seed),
+        EvaluationSettings(protocol, max_distance or 10.0, max_marks, bootstrap, seed),
     )
     evaluation.notes[:0] = notes
     files = {}

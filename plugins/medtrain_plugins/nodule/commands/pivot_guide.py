@@ -6,15 +6,12 @@ read is crossed off, and what is left over is told: nothing is dropped without a
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medtrain.errors import ConfigError, nearest
 
-PIVOT, TENSORBOARD, WANDB = "pivot", "tensorboard", "wandb"
+from medtrain_plugins.nodule.commands.guide_settings import PIVOT, TENSORBOARD, WANDB, ConvertedGuide, GuideSettings
 
 # Key of the guide -> key of ours; `pivot.` stands for `plugins.pivot.`.
 PLACES = {
@@ -106,108 +103,10 @@ VALUES = {
 AMP = {"float16": "fp16", "fp16": "fp16", "bfloat16": "bf16", "bf16": "bf16"}
 VIEWS = ("flip_x", "flip_y", "flip_z", "rotate_90")
 
-_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
-
-@dataclass
-class Imported:
-    """values: the configuration, nested as in TOML. notes: what was decided. unplaced: keys that have no place, why."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    unplaced: dict[str, str] = field(default_factory=dict)
-
-    def put(self, key: str, value: Any) -> None:
-        """Set a dotted key; `pivot.` is `plugins.pivot.`."""
-        into, names = self.values, key.split(".")
-        if names[0] in (PIVOT, TENSORBOARD, WANDB):
-            names.insert(0, "plugins")
-        for name in names[:-1]:
-            into = into.setdefault(name, {})
-        into[names[-1]] = value
-
-    def get(self, key: str) -> Any:
-        """What was put there; None when nothing was."""
-        value: Any = self.values
-        for name in key.replace("pivot.", "plugins.pivot.", 1).split("."):
-            value = value.get(name) if isinstance(value, dict) else None
-        return value
-
-
-class Given:
-    """The guide's settings, crossed off as they are read."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self.values = values
-        self.read: set[str] = set()
-
-    def take(self, key: str, default: Any = None) -> Any:
-        """The value of a dotted key, read from now on with all that is in it."""
-        value = self.look(key)
-        if value is None:
-            return default
-        self.read.add(key)
-        return value
-
-    def look(self, key: str) -> Any:
-        """The same without reading it."""
-        value: Any = self.values
-        for name in key.split("."):
-            value = value.get(name) if isinstance(value, Mapping) else None
-        return value
-
-    def section(self, key: str) -> dict[str, Any]:
-        """The entries under a key, unread."""
-        found = self.look(key)
-        return dict(found) if isinstance(found, Mapping) else {}
-
-    def left(self) -> Iterator[str]:
-        """Keys with a value that nobody has read."""
-        yield from self._left(self.values, "")
-
-    def _left(self, values: Mapping[str, Any], prefix: str) -> Iterator[str]:
-        for name, value in values.items():
-            key = f"{prefix}{name}"
-            if key in self.read:
-                continue
-            if isinstance(value, Mapping):
-                yield from self._left(value, f"{key}.")
-            elif value is not None:
-                yield key
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A file of settings. Raises ConfigError when it is no YAML, or no mapping of sections."""
-    import yaml
-
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
-        raise ConfigError(f"{path}: sections such as data, model and training are expected")
-    settings: dict[str, Any] = _numbers(loaded)
-    return settings
-
-
-def merge(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """`other` laid over `base`, section by section; lists are replaced."""
-    merged = dict(base)
-    for name, value in other.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
-        merged[name] = merge(merged[name], value) if both else value
-    return merged
-
-
-def import_guide(settings: Mapping[str, Any]) -> Imported:
+def import_guide(settings: Mapping[str, Any]) -> ConvertedGuide:
     """The guide's settings as a configuration. Raises ConfigError for values that mean nothing."""
-    given, found = Given(settings), Imported()
+    given, found = GuideSettings(settings), ConvertedGuide()
     for key, place in PLACES.items():
         if isinstance(given.look(key), Mapping):
             raise ConfigError(f"{key}: a value is expected, not a section")
@@ -234,7 +133,7 @@ def import_guide(settings: Mapping[str, Any]) -> Imported:
     return found
 
 
-def _model(given: Given, found: Imported) -> None:
+def _model(given: GuideSettings, found: ConvertedGuide) -> None:
     kind = given.take("model.type")
     own = given.take("model.class")
     if kind is not None and (own is not None) != (str(kind).lower() == "custom"):
@@ -270,7 +169,7 @@ def _model(given: Given, found: Imported) -> None:
         found.put("pivot.model.dropout", rate)
 
 
-def _optimizer(given: Given, found: Imported) -> None:
+def _optimizer(given: GuideSettings, found: ConvertedGuide) -> None:
     kind = given.take("training.optimizer.type")
     if isinstance(given.look("training.optimizer"), str):
         kind = given.take("training.optimizer")
@@ -295,7 +194,7 @@ def _optimizer(given: Given, found: Imported) -> None:
         found.put("optimization.learning_rate", rate)
 
 
-def _schedule(given: Given, found: Imported) -> None:
+def _schedule(given: GuideSettings, found: ConvertedGuide) -> None:
     kind, prefix = given.take("training.lr_scheduler.type"), "training.lr_scheduler."
     if kind is None:
         return
@@ -322,7 +221,7 @@ def _schedule(given: Given, found: Imported) -> None:
         _check_direction(given.take(prefix + "mode"), found.get("validation.monitor"), prefix + "mode")
 
 
-def _clipping(given: Given, found: Imported) -> None:
+def _clipping(given: GuideSettings, found: ConvertedGuide) -> None:
     prefix = "training.gradient_clipping"
     whole = given.look(prefix)
     if isinstance(whole, bool):
@@ -340,7 +239,7 @@ def _clipping(given: Given, found: Imported) -> None:
         found.put("optimization.clip_norm_type", kind)
 
 
-def _loss(given: Given, found: Imported) -> None:
+def _loss(given: GuideSettings, found: ConvertedGuide) -> None:
     kind = given.take("training.loss.type")
     if kind in HEATMAP_LOSSES:
         _heatmap_loss(given, found, "training.loss", str(kind))
@@ -361,15 +260,15 @@ def _loss(given: Given, found: Imported) -> None:
             found.unplaced[f"training.loss.{name}.type"] = f"{part}: it is {only}"
 
 
-def _heatmap_loss(given: Given, found: Imported, prefix: str, kind: str) -> None:
+def _heatmap_loss(given: GuideSettings, found: ConvertedGuide, prefix: str, kind: str) -> None:
     found.put("pivot.loss.heatmap", HEATMAP_LOSSES[kind])
     for name, place in HEATMAP_LOSS.items():
         if (value := given.take(f"{prefix}.{name}")) is not None:
             found.put(place, value)
 
 
-def _augmentation(given: Given, found: Imported) -> None:
-    from medtrain_plugins.nodule.data.augmentation import AugmentationOptions
+def _augmentation(given: GuideSettings, found: ConvertedGuide) -> None:
+    from medtrain_plugins.nodule.options import AugmentationOptions
 
     # The guide's names are ours.
     for name, options in AugmentationOptions.model_fields.items():
@@ -383,7 +282,7 @@ def _augmentation(given: Given, found: Imported) -> None:
                 found.put(f"pivot.{key}.{part}", given.take(f"{key}.{part}"))
 
 
-def _transfer(given: Given, found: Imported) -> None:
+def _transfer(given: GuideSettings, found: ConvertedGuide) -> None:
     prefix = "training.pretrained."
     frozen, epochs = given.take(prefix + "freeze_encoder"), given.take(prefix + "freeze_epochs")
     if not frozen:
@@ -396,7 +295,7 @@ def _transfer(given: Given, found: Imported) -> None:
         found.put("transfer.freeze_epochs", epochs)
 
 
-def _stages(given: Given, found: Imported) -> None:
+def _stages(given: GuideSettings, found: ConvertedGuide) -> None:
     """Stages of patch sizes and stages of diameters, each from its first epoch on, as one list."""
     courses = []
     for name in ("progressive", "curriculum"):
@@ -419,7 +318,7 @@ def _stages(given: Given, found: Imported) -> None:
     found.put("stages", merged)
 
 
-def _course(stages: Any, prefix: str, found: Imported) -> list[dict[str, Any]]:
+def _course(stages: Any, prefix: str, found: ConvertedGuide) -> list[dict[str, Any]]:
     if not isinstance(stages, list) or not all(isinstance(stage, Mapping) and "epochs" in stage for stage in stages):
         raise ConfigError(f"{prefix}.stages: a list of stages, each with its epochs, is expected")
     course = []
@@ -460,7 +359,7 @@ def _stage_at(course: Sequence[Mapping[str, Any]], epoch: int) -> Mapping[str, A
     return course[-1]
 
 
-def _early_stopping(given: Given, found: Imported) -> None:
+def _early_stopping(given: GuideSettings, found: ConvertedGuide) -> None:
     prefix = "training.early_stopping."
     settings = {name: given.take(prefix + name) for name in ("patience", "min_delta", "monitor", "mode")}
     known = {name: value for name, value in settings.items() if value is not None}
@@ -476,8 +375,8 @@ def _early_stopping(given: Given, found: Imported) -> None:
         found.put(f"early_stopping.{name}", value)
 
 
-def _validation(given: Given, found: Imported) -> None:
-    unknown = [name for name in _listed(given, "validation.metrics") if name not in VALUES]
+def _validation(given: GuideSettings, found: ConvertedGuide) -> None:
+    unknown = [name for name in given.listed("validation.metrics") if name not in VALUES]
     if unknown:
         found.unplaced["validation.metrics"] = f"{', '.join(map(str, unknown))}: no such value is computed"
     if (best := given.take("validation.save_best_metric")) is not None:
@@ -489,7 +388,7 @@ def _validation(given: Given, found: Imported) -> None:
         found.put("validation.monitor", chosen)
 
 
-def _logging(given: Given, found: Imported) -> list[str]:
+def _logging(given: GuideSettings, found: ConvertedGuide) -> list[str]:
     chosen = []
     if given.take("logging.tensorboard"):
         chosen.append(TENSORBOARD)
@@ -511,8 +410,8 @@ def _logging(given: Given, found: Imported) -> list[str]:
     return chosen
 
 
-def _device(given: Given, found: Imported) -> None:
-    kind, ids = given.take("device.type"), _listed(given, "device.gpu_ids")
+def _device(given: GuideSettings, found: ConvertedGuide) -> None:
+    kind, ids = given.take("device.type"), given.listed("device.gpu_ids")
     mode = given.take("device.parallel_mode")
     if kind not in (None, "auto", "cpu", "cuda", "mps"):
         raise ConfigError(f"device.type: {kind!r} is none of auto, cpu, cuda, mps")
@@ -541,18 +440,13 @@ def _device(given: Given, found: Imported) -> None:
         found.put("computational.amp", AMP[dtype])
 
 
-def _inference(given: Given, found: Imported) -> None:
+def _inference(given: GuideSettings, found: ConvertedGuide) -> None:
     prefix = "inference.tta."
     names, count = given.take(prefix + "augmentation_types"), given.take(prefix + "num_augmentations")
     if given.take(prefix + "enabled", names is not None or count is not None):
         found.put("pivot.inference.tta", list(VIEWS) if names is None else names)
         if count is not None:
             found.put("pivot.inference.tta_count", count)
-
-
-def _listed(given: Given, key: str) -> list[Any]:
-    value = given.take(key, [])
-    return value if isinstance(value, list) else [value]
 
 
 def _value(name: Any, key: str) -> str:
@@ -574,12 +468,3 @@ def _check_direction(mode: Any, value: str | None, key: str) -> None:
 def _why(key: str) -> str:
     known = [*PLACES, *(f"training.loss.{name}" for name in HEATMAP_LOSS)]
     return f"no such key is known{nearest(key, known)}, or it does not go with the others"
-
-
-def _numbers(value: Any) -> Any:
-    """Numbers such as 1e-8, which YAML 1.1 takes for texts because they have no point."""
-    if isinstance(value, dict):
-        return {name: _numbers(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value

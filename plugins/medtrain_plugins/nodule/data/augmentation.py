@@ -13,154 +13,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from medtrain.config import SectionModel
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
 from torch.nn import functional
 
-from medtrain_plugins.nodule.data.patches import AIR, cut
+from medtrain_plugins.nodule.data.patches import cut
+from medtrain_plugins.nodule.options import AugmentationOptions, ElasticOptions
+from medtrain_plugins.nodule.scans.resampling import AIR
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
-Range = tuple[float, float]
 STEEPEST = 0.6  # of an elastic field, voxels per voxel: it does not fold, and can be inverted
 INVERSIONS = 40  # each takes that share of the error before, or less
 
 
-def _probability(default: float) -> Any:
-    return Field(default, ge=0, le=1, description="of each training patch")
-
-
-class FlipOptions(SectionModel):
-    """Mirrors, each axis on its own."""
-
-    probability: float = Field(0.5, ge=0, le=1, description="of each training patch, for each axis")
-    axes: tuple[int, ...] = Field((0, 1, 2), description="of z, y, x, those that may be mirrored")
-
-    @field_validator("axes")
-    @classmethod
-    def _known(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if set(value) - {0, 1, 2} or len(set(value)) < len(value):
-            raise ValueError("name axes out of 0 (z), 1 (y), 2 (x), each once")
-        return value
-
-
-class QuarterTurnOptions(SectionModel):
-    """Turns by 90, 180 or 270 degrees, in planes where patch and voxels are square."""
-
-    probability: float = _probability(0.0)
-
-
-class RotationOptions(SectionModel):
-    """Turns about all three axes, of the patient in mm."""
-
-    probability: float = _probability(0.5)
-    max_angle: float = Field(15.0, ge=0, le=180, description="degrees about each axis, either way")
-
-
-class ScaleOptions(SectionModel):
-    """Enlarges or shrinks; diameters change along."""
-
-    probability: float = _probability(0.5)
-    scale_range: Range = Field((0.9, 1.1), description="smallest and largest factor")
-
-    @field_validator("scale_range")
-    @classmethod
-    def _ordered(cls, value: Range) -> Range:
-        return _range(value, positive=True)
-
-
-class TranslationOptions(SectionModel):
-    """Shifts by fractions of voxels and more."""
-
-    probability: float = _probability(0.0)
-    max_shift: float = Field(4.0, ge=0, description="voxels along each axis, either way")
-
-
-class ElasticOptions(SectionModel):
-    """Bends (Simard et al., ICDAR 2003): smoothed random displacements."""
-
-    probability: float = _probability(0.2)
-    alpha: float = Field(10.0, ge=0, description="factor of the displacements, before smoothing up to 1 voxel")
-    sigma: float = Field(3.0, ge=1, description="standard deviation of the smoothing in voxels")
-
-
-class NoiseOptions(SectionModel):
-    """Gaussian noise."""
-
-    probability: float = _probability(0.3)
-    noise_std: float = Field(0.01, ge=0, description="standard deviation, in values of the network's input")
-
-
-class BlurOptions(SectionModel):
-    """Gaussian blur."""
-
-    probability: float = _probability(0.0)
-    sigma_range: Range = Field((0.25, 1.0), description="smallest and largest standard deviation in voxels")
-
-    @field_validator("sigma_range")
-    @classmethod
-    def _ordered(cls, value: Range) -> Range:
-        return _range(value)
-
-
-class GammaOptions(SectionModel):
-    """Powers of the input's values within their range."""
-
-    probability: float = _probability(0.0)
-    gamma_range: Range = Field((0.8, 1.25), description="smallest and largest exponent")
-
-    @field_validator("gamma_range")
-    @classmethod
-    def _ordered(cls, value: Range) -> Range:
-        return _range(value, positive=True)
-
-
-class IntensityOptions(SectionModel):
-    """Factor and offset of the input's values."""
-
-    probability: float = _probability(0.0)
-    factor_range: Range = Field((0.9, 1.1), description="smallest and largest factor")
-    max_offset: float = Field(0.05, ge=0, description="added, either way")
-
-    @field_validator("factor_range")
-    @classmethod
-    def _ordered(cls, value: Range) -> Range:
-        return _range(value)
-
-
-class SliceThicknessOptions(SectionModel):
-    """Thicker slices, as another protocol would have made: averages along z, interpolated back."""
-
-    probability: float = _probability(0.0)
-    thickness_range: Range = Field((2.0, 5.0), description="smallest and largest thickness in mm")
-
-    @field_validator("thickness_range")
-    @classmethod
-    def _ordered(cls, value: Range) -> Range:
-        return _range(value, positive=True)
-
-
-class AugmentationOptions(SectionModel):
-    """Random changes of training patches. Each has a probability; 0 switches it off."""
-
-    enabled: bool = Field(True, description="false: none of them")
-    random_flip: FlipOptions = Field(default_factory=FlipOptions)  # type: ignore[arg-type]
-    random_rotate90: QuarterTurnOptions = Field(default_factory=QuarterTurnOptions)
-    random_rotation: RotationOptions = Field(default_factory=RotationOptions)  # type: ignore[arg-type]
-    random_scale: ScaleOptions = Field(default_factory=ScaleOptions)  # type: ignore[arg-type]
-    random_translation: TranslationOptions = Field(default_factory=TranslationOptions)  # type: ignore[arg-type]
-    elastic_deformation: ElasticOptions = Field(default_factory=ElasticOptions)  # type: ignore[arg-type]
-    slice_thickness: SliceThicknessOptions = Field(default_factory=SliceThicknessOptions)  # type: ignore[arg-type]
-    random_blur: BlurOptions = Field(default_factory=BlurOptions)  # type: ignore[arg-type]
-    random_gamma: GammaOptions = Field(default_factory=GammaOptions)  # type: ignore[arg-type]
-    random_intensity: IntensityOptions = Field(default_factory=IntensityOptions)  # type: ignore[arg-type]
-    random_noise: NoiseOptions = Field(default_factory=NoiseOptions)  # type: ignore[arg-type]
-
-
 @dataclass(frozen=True, eq=False)
-class Change:
-    """What happens to one patch; made by `draw_change`, or nothing at all.
+class SampledTransform:
+    """What happens to one patch; made by `sample_transform`, or nothing at all.
 
     size: of the patch. turn: (3, 3), a signed permutation; linear: (3, 3); shift: (3,); bend: (3, ...) or None, on a
     coarse grid over the patch. Voxel o of the patch shows the unchanged patch at
@@ -258,13 +126,13 @@ class Change:
         return np.stack([ndimage.map_coordinates(axis, at, order=1, mode="nearest") for axis in self.bend], axis=1)
 
 
-def draw_change(
+def sample_transform(
     options: AugmentationOptions, size: Sequence[int], spacing: Sequence[float] | Floats, generator: np.random.Generator
-) -> Change:
+) -> SampledTransform:
     """What happens to a patch of `size` voxels with `spacing` (z, y, x mm)."""
     z, y, x = (int(length) for length in size)
     if not options.enabled:
-        return Change((z, y, x))
+        return SampledTransform((z, y, x))
     millimetres = np.asarray(spacing, dtype=np.float64)
 
     def happens(section: Any) -> bool:
@@ -299,14 +167,7 @@ def draw_change(
         values.append(("intensity", (generator.uniform(*intensity.factor_range), offset)))
     if happens(options.random_noise):
         values.append(("noise", (options.random_noise.noise_std, int(generator.integers(2**32)))))
-    return Change((z, y, x), turn, linear, shift, bend, scale, tuple(values))
-
-
-def _range(value: Range, positive: bool = False) -> Range:
-    low, high = value
-    if not (math.isfinite(low) and math.isfinite(high)) or low > high or low < 0 or (positive and low == 0):
-        raise ValueError(f"give the smallest and the largest, both {'above' if positive else 'at least'} 0")
-    return value
+    return SampledTransform((z, y, x), turn, linear, shift, bend, scale, tuple(values))
 
 
 def _turned(patch: Array, turn: Floats) -> Array:

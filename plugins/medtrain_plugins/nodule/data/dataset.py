@@ -12,16 +12,17 @@ import torch
 from medtrain.errors import DataError
 from numpy.typing import ArrayLike, NDArray
 
-from medtrain_plugins.nodule.data.augmentation import AugmentationOptions, Change, draw_change
-from medtrain_plugins.nodule.data.patches import (
+from medtrain_plugins.nodule.data.augmentation import SampledTransform, sample_transform
+from medtrain_plugins.nodule.data.patches import grid_starts
+from medtrain_plugins.nodule.data.sampling import (
     Sampling,
     ScanPoints,
     draw_start,
-    grid_starts,
     ignore_mask,
     overlaps,
     positive_chances,
 )
+from medtrain_plugins.nodule.options import AugmentationOptions
 from medtrain_plugins.nodule.scans.intensity import Intensity
 from medtrain_plugins.nodule.scans.manifest import ManifestRow, open_array
 
@@ -66,15 +67,17 @@ class _Scans:
             self._opened.popitem(last=False)
         return self._opened[path]
 
-    def patch(self, number: int, start: NDArray[np.int64], size: Sequence[int], change: Change | None = None) -> Sample:
+    def patch(
+        self, number: int, start: NDArray[np.int64], size: Sequence[int], transform: SampledTransform | None = None
+    ) -> Sample:
         """The sample of a patch of a scan, but for its `sample_id`."""
         row, points = self.rows[number], self.points[number]
-        change = change or Change((int(size[0]), int(size[1]), int(size[2])))
-        image = self.intensity(change.cut(self.open(row.image, row.shape), start))
-        image = change.revalue(image, points.spacing, *self.intensity.target)
-        scale = change.scale
-        centres, chosen = _moved(points.centres, points.diameters, points.spacing, start, size, change)
-        ignored, passed = _moved(points.ignored, points.ignored_diameters, points.spacing, start, size, change)
+        transform = transform or SampledTransform((int(size[0]), int(size[1]), int(size[2])))
+        image = self.intensity(transform.cut(self.open(row.image, row.shape), start))
+        image = transform.revalue(image, points.spacing, *self.intensity.target)
+        scale = transform.scale
+        centres, chosen = _moved(points.centres, points.diameters, points.spacing, start, size, transform)
+        ignored, passed = _moved(points.ignored, points.ignored_diameters, points.spacing, start, size, transform)
         ignored_diameters = points.ignored_diameters[passed] * scale
         inside = ((centres >= -0.5) & (centres < np.asarray(size) - 0.5)).all(axis=1)
         sample: Sample = {
@@ -91,14 +94,16 @@ class _Scans:
             "is_positive": torch.tensor(bool(inside.any())),
         }
         if self.with_mask:
-            sample["mask"] = self._mask(row, points, start, change)
+            sample["mask"] = self._mask(row, points, start, transform)
         return sample
 
-    def _mask(self, row: ManifestRow, points: ScanPoints, start: NDArray[np.int64], change: Change) -> torch.Tensor:
+    def _mask(
+        self, row: ManifestRow, points: ScanPoints, start: NDArray[np.int64], transform: SampledTransform
+    ) -> torch.Tensor:
         """1 in nodules, NaN in ignored findings and in scans without a mask, float32 (1, D, H, W)."""
         if row.mask is None:
-            return torch.full((1, *change.size), torch.nan)
-        labels = change.cut(self.open(row.mask, row.shape), start, outside=0, nearest=True)
+            return torch.full((1, *transform.size), torch.nan)
+        labels = transform.cut(self.open(row.mask, row.shape), start, outside=0, nearest=True)
         value = np.zeros(256, dtype=np.float32)
         value[points.labels] = 1
         value[points.ignored_labels] = np.nan
@@ -155,9 +160,11 @@ class NodulePatches(_Scans):
         points = self.points[number]
         drawn = [int(torch.randint(2**62, ()))] if self.seed is None else [self.seed, index]
         generator = np.random.default_rng(drawn)
-        change = None if self.augmentation is None else draw_change(self.augmentation, size, points.spacing, generator)
-        start = draw_start(points, self.sampling, self.chance, generator, change)
-        return {"sample_id": self.sample_ids[index]} | self.patch(number, start, size, change)
+        transform = (
+            None if self.augmentation is None else sample_transform(self.augmentation, size, points.spacing, generator)
+        )
+        start = draw_start(points, self.sampling, self.chance, generator, transform)
+        return {"sample_id": self.sample_ids[index]} | self.patch(number, start, size, transform)
 
 
 class GridPatches(_Scans):
@@ -211,13 +218,13 @@ class NoduleScans(_Scans):
 
 
 def _moved(
-    points: Array, diameters: Array, spacing: Array, start: Array, size: Sequence[int], change: Change
+    points: Array, diameters: Array, spacing: Array, start: Array, size: Sequence[int], transform: SampledTransform
 ) -> tuple[Array, Array]:
     """Those findings of a scan that reach into a changed patch, there, and which they are."""
     if not len(points):
         return points, np.zeros(0, dtype=np.int64)
-    there = change.moved(points - start)
-    chosen = np.flatnonzero(overlaps(there, diameters * change.scale, spacing, np.zeros(3, np.int64), size))
+    there = transform.moved(points - start)
+    chosen = np.flatnonzero(overlaps(there, diameters * transform.scale, spacing, np.zeros(3, np.int64), size))
     return there[chosen], chosen
 
 

@@ -18,10 +18,11 @@ from medtrain.data import collate as stack
 from medtrain.errors import ConfigError, DataError, first_lines, nearest
 
 from medtrain_plugins.nodule.data.dataset import NodulePatches, NoduleScans, Sample
-from medtrain_plugins.nodule.data.patches import Sampling, find_false_marks, grid_starts, triage_target
+from medtrain_plugins.nodule.data.patches import grid_starts
+from medtrain_plugins.nodule.data.sampling import Sampling, find_false_marks, triage_target
 from medtrain_plugins.nodule.data.targets import make_targets
 from medtrain_plugins.nodule.options import PivotOptions
-from medtrain_plugins.nodule.preparation.splits import Dealing, deal
+from medtrain_plugins.nodule.preparation.splits import SplitMethod, assign_split
 from medtrain_plugins.nodule.scans.intensity import Intensity
 from medtrain_plugins.nodule.scans.manifest import MANIFEST, ManifestRow, Nodule, read_manifest
 
@@ -35,7 +36,7 @@ SCAN = "scan"  # key of what a sample says of a whole scan
 def build_data(config: RunConfig, options: PivotOptions) -> Data:
     """Training patches, and whole scans of the other groups; those of a stage when `config.stage` is one.
 
-    The groups are those of the manifest (or of the fold that is held out), else scans are dealt by patient. Whole scans
+    The groups are those of the manifest (or of the fold that is held out), else scans are split by patient. Whole scans
     come one by one, which is settled here. Raises ConfigError, DataError.
     """
     if config.data.evaluation_batch_size is None:
@@ -84,7 +85,7 @@ def find_groups(config: RunConfig, options: PivotOptions) -> dict[str, list[Mani
     if config.data.table is None:
         return by_split(read_manifest(demo_manifest(options)))
     held_out = config.data.validation_fraction, config.data.test_fraction
-    return dealt(rows_of(config.data.table, options), held_out, config.run.seed, options)
+    return split_rows(rows_of(config.data.table, options), held_out, config.run.seed, options)
 
 
 def settle_spacing(options: PivotOptions, rows: Sequence[ManifestRow]) -> None:
@@ -132,17 +133,17 @@ def _prepared(
     path: Path, out: Path, annotations: Path | None, excluded: Path | None, spacing: tuple[float, float, float]
 ) -> Path:
     """Prepares the scans of a folder that are not, once in a run; where they are."""
-    from medtrain_plugins.nodule.preparation.prepare import Settings, prepare
+    from medtrain_plugins.nodule.preparation.prepare import ScanPreparation, prepare
 
     log.info("Preparing the scans in %s, kept in %s", path, out)
-    prepare(path, out, Settings(spacing=spacing), annotations=annotations, excluded=excluded, split="none")
+    prepare(path, out, ScanPreparation(spacing=spacing), annotations=annotations, excluded=excluded, split="none")
     return out
 
 
-def dealt(
+def split_rows(
     rows: list[ManifestRow], held_out: tuple[float, float], seed: int, options: PivotOptions
 ) -> dict[str, list[ManifestRow]]:
-    """Rows by group: as the manifest says, with the chosen fold held out, or dealt by patient.
+    """Rows by group: as the manifest says, with the chosen fold held out, or split by patient.
 
     held_out: the shares of validation and test, where nothing says who is in which group.
     """
@@ -161,7 +162,7 @@ def dealt(
     if folds:
         raise ConfigError(f"plugins.pivot.fold: the manifest has {len(folds)} folds; choose the one to hold out")
     validation, test = held_out
-    return by_split(deal(rows, Dealing((1 - validation - test, validation, test)), seed))
+    return by_split(assign_split(rows, SplitMethod((1 - validation - test, validation, test)), seed))
 
 
 def by_split(rows: Sequence[ManifestRow]) -> dict[str, list[ManifestRow]]:

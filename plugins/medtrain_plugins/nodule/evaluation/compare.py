@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from medtrain.errors import DataError
 from medtrain.protocols import Comparison, Rows, Unit
 
-from medtrain_plugins.nodule.evaluation.bootstrap import bootstrap_sensitivities
-from medtrain_plugins.nodule.evaluation.froc import RATES, Marks
-
-if TYPE_CHECKING:
-    from medtrain_plugins.nodule.evaluation.whole_scans import DetectionMetric
+from medtrain_plugins.nodule.evaluation.froc import RATES, Marks, bootstrap_sensitivities
+from medtrain_plugins.nodule.evaluation.rows import evaluate_rows, values_of
+from medtrain_plugins.nodule.options import EvaluationOptions
 
 
 def compare_detections(
-    tables: Mapping[str, Rows], metrics: Mapping[str, DetectionMetric], seed: int, replicates: int
+    tables: Mapping[str, Rows],
+    options: Mapping[str, EvaluationOptions],
+    names: Sequence[str],
+    seed: int,
+    replicates: int,
 ) -> Comparison:
-    """The values of several runs on the scans that all of them searched, and their differences.
+    """The values `names` of several runs on the scans that all of them searched, and their differences.
 
     CPM and sensitivities have limits, by a bootstrap of scans whose resamples are the same for every run. Raises
     DataError when there is no such scan, or when the scans' nodules differ.
     """
-    from medtrain_plugins.nodule.evaluation.whole_scans import evaluate_rows
-
     shared = _shared(tables)
     values: dict[str, dict[str, float]] = {}
     draws: dict[str, dict[str, np.ndarray]] = {}
     nodules = 0
     for run, rows in shared.items():
-        metric = metrics[run]
-        found = evaluate_rows(rows, metric.options)
+        found = evaluate_rows(rows, options[run])
         nodules = found.counts["nodules"]
         marks = Marks.of(found.matching, found.candidates)
-        drawn = bootstrap_sensitivities(marks, replicates, seed, RATES, metric.options.protocol)
+        drawn = bootstrap_sensitivities(marks, replicates, seed, RATES, options[run].protocol)
         known = {"cpm": drawn.mean(axis=1)} | {f"sensitivity_at_{rate:g}": drawn[:, i] for i, rate in enumerate(RATES)}
-        for name, value in metric.compute(rows).items():
+        for name, value in values_of(rows, names, options[run]).items():
             values.setdefault(name, {})[run] = value
             draws.setdefault(name, {})[run] = known.get(name, np.full(replicates, np.nan))
     scans = sum(next(iter(shared.values()))["kind"] == "scan")

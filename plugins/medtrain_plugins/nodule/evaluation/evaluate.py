@@ -12,14 +12,19 @@ import numpy.typing as npt
 from medtrain.errors import ConfigError, DataError
 
 from medtrain_plugins.nodule.annotations.tables import Findings, unknown_series_notes
-from medtrain_plugins.nodule.evaluation.bootstrap import bootstrap_sensitivities, interval
-from medtrain_plugins.nodule.evaluation.centres import distance_metrics
-from medtrain_plugins.nodule.evaluation.froc import RATES, Curve, Marks, froc, mean_sensitivity
-from medtrain_plugins.nodule.evaluation.masks import MaskScore, mask_metrics
+from medtrain_plugins.nodule.evaluation.accuracy import MaskScore, distance_metrics, mask_metrics, size_metrics
+from medtrain_plugins.nodule.evaluation.froc import (
+    RATES,
+    Curve,
+    Marks,
+    bootstrap_sensitivities,
+    froc,
+    interval,
+    mean_sensitivity,
+)
+from medtrain_plugins.nodule.evaluation.malignancy import auc, calibration_curve, correlations
 from medtrain_plugins.nodule.evaluation.matching import Matching, Outcome, match_fixed_radius, match_luna16
 from medtrain_plugins.nodule.evaluation.precision import box_precision, protocol_precision
-from medtrain_plugins.nodule.evaluation.sizes import size_metrics
-from medtrain_plugins.nodule.evaluation.triage import auc, calibration_curve, correlations
 
 Array = npt.NDArray[Any]
 Protocol = Literal["luna16", "fixed_radius"]
@@ -29,7 +34,7 @@ DIAMETER_STRATA = ("below 3 mm", "3 to 5 mm", "5 to 10 mm", "10 to 20 mm", "abov
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """How detections are evaluated.
 
     protocol: see `matching`. max_distance: mm, of the fixed radius. max_marks: most candidates per scan. replicates,
@@ -62,7 +67,7 @@ class NoduleEvaluation:
     candidates that found them. strata: kind -> rows. operating_points: one row per rate.
     """
 
-    settings: Settings
+    settings: EvaluationSettings
     annotations: Findings
     candidates: Findings
     matching: Matching
@@ -145,7 +150,7 @@ def evaluate_detections(
     candidates: Findings,
     excluded: Findings | None = None,
     series: Sequence[str] | None = None,
-    settings: Settings | None = None,
+    settings: EvaluationSettings | None = None,
     *,
     subsets: Mapping[str, str] | None = None,
     masks: Mapping[str, MaskScore] | None = None,
@@ -156,7 +161,7 @@ def evaluate_detections(
     default: all that any table names. subsets: scan -> its subset or fold, for strata. masks: scan (or nodule) ->
     overlap of its segmentation. Raises DataError when there is no scan, or candidates have no scores.
     """
-    settings = settings or Settings()
+    settings = settings or EvaluationSettings()
     if candidates.score is None:
         raise DataError(f"{candidates.name}: candidates need scores")
     given = {"annotated nodules": annotations, "candidates": candidates}
@@ -243,7 +248,7 @@ def _warnings(counts: Mapping[str, int]) -> list[str]:
     return []
 
 
-def _intervals(marks: Marks, settings: Settings) -> dict[str, tuple[float, float]]:
+def _intervals(marks: Marks, settings: EvaluationSettings) -> dict[str, tuple[float, float]]:
     if not settings.replicates:
         return {}
     values = bootstrap_sensitivities(marks, settings.replicates, settings.seed, RATES, settings.protocol)
@@ -286,7 +291,7 @@ def _strata(
     annotations: Findings,
     candidates: Findings,
     matching: Matching,
-    settings: Settings,
+    settings: EvaluationSettings,
     subsets: Mapping[str, str] | None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Rows by diameter, texture and subset.
@@ -320,7 +325,7 @@ def diameter_strata(diameter: Array) -> Array:
     return found
 
 
-def _stratum(name: str, marks: Marks, settings: Settings) -> dict[str, Any]:
+def _stratum(name: str, marks: Marks, settings: EvaluationSettings) -> dict[str, Any]:
     sensitivities = froc(marks, settings.protocol).sensitivity_at(RATES)
     return {
         "stratum": name,
@@ -333,7 +338,11 @@ def _stratum(name: str, marks: Marks, settings: Settings) -> dict[str, Any]:
 
 
 def _triage(
-    annotations: Findings, candidates: Findings, pairs: tuple[Array, Array], settings: Settings, notes: list[str]
+    annotations: Findings,
+    candidates: Findings,
+    pairs: tuple[Array, Array],
+    settings: EvaluationSettings,
+    notes: list[str],
 ) -> dict[str, Any] | None:
     """Malignancy of found nodules, where both sides tell it; None where one table does not."""
     if annotations.malignancy is None or candidates.malignancy is None:

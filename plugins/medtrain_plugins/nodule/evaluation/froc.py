@@ -3,10 +3,13 @@
 Two conventions. `luna16` is that of the challenge's own evaluator, in its very arithmetic: the curve starts at (0, 0),
 sensitivities between its points are interpolated linearly, at a vertical step the upper value holds, and beyond the
 last point the last one. `fixed_radius` takes the lower value at a vertical step.
+
+Confidence intervals come from a bootstrap of scans.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -147,6 +150,40 @@ def mean_sensitivity(values: Array, rates: Sequence[float] = RATES, within: tupl
     """The mean of sensitivities at rates (at the seven of LUNA16: the CPM), of those rates that lie `within`."""
     low, high = within or (-np.inf, np.inf)
     return float(np.mean([value for value, rate in zip(values, rates, strict=True) if low <= rate <= high]))
+
+
+def bootstrap_sensitivities(
+    marks: Marks,
+    replicates: int = 1000,
+    seed: int = 0,
+    rates: Sequence[float] = RATES,
+    convention: Convention = "luna16",
+) -> Array:
+    """Sensitivities at `rates` of resamples of the scans, (replicates, R). Candidates are not matched again.
+
+    The draws are those of `numpy.random.RandomState(seed).randint(S, size=S)`, one after the other: the challenge's
+    evaluator draws the same after `numpy.random.seed(seed)`, so that the intervals of both can be compared.
+    """
+    random = np.random.RandomState(seed)
+    scans = len(marks.nodules)
+    values = np.empty((replicates, len(rates)))
+    for replicate in range(replicates):
+        weights = np.bincount(random.randint(scans, size=scans), minlength=scans)
+        values[replicate] = resampled_sensitivities(marks, weights, rates, convention)
+    return values
+
+
+def interval(values: Array, confidence: float = 0.95) -> tuple[float, float]:
+    """The limits of the values (B,) at a level of confidence, by the order statistics the challenge takes.
+
+    Undefined values (resamples without a nodule) are left out; NaN when there is none left.
+    """
+    ordered = np.sort(values[~np.isnan(values)])
+    if not len(ordered):
+        return math.nan, math.nan
+    tail = (1.0 - confidence) / 2.0
+    low, high = (min(math.floor(share * len(ordered)), len(ordered) - 1) for share in (tail, 1.0 - tail))
+    return float(ordered[low]), float(ordered[high])
 
 
 def _rates(

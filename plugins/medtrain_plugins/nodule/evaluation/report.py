@@ -13,9 +13,12 @@ from medtrain.protocols import Section
 from medtrain_plugins.nodule.evaluation.evaluate import NoduleEvaluation
 from medtrain_plugins.nodule.evaluation.froc import RATES
 from medtrain_plugins.nodule.evaluation.matching import Outcome
+from medtrain_plugins.nodule.evaluation.rows import evaluate_rows
+from medtrain_plugins.nodule.options import PivotOptions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from medtrain import Run
 
 DOCUMENT, CASES = "evaluation.json", "cases.csv"
 BLUE, RED, GREY = "#1f6aad", "#d1495b", "#6b7280"
@@ -254,3 +257,25 @@ def _words(name: str) -> str:
 
 def _limits(limits: tuple[float, float] | None) -> str:
     return "" if limits is None or np.isnan(limits[0]) else f"{limits[0]:.3f} to {limits[1]:.3f}"
+
+
+def detection_sections(run: Run, options: PivotOptions) -> list[Section]:
+    """The report: protocol, strata, accuracy; and the network before it was trained, beside it."""
+    evaluation = run.evaluation
+    if evaluation is None or "kind" not in evaluation.rows or not len(evaluation.rows["kind"]):
+        return []
+    settings = options.evaluation
+    sections = evaluation_sections(evaluate_rows(evaluation.rows, settings, settings.replicates, run.config.run.seed))
+    if before := evaluation.details.get("untrained"):
+        import pandas as pd
+
+        shown = ("cpm", "sensitivity_at_1", "sensitivity_at_8", "centre_error_median", "diameter_error_median")
+        table = pd.DataFrame(
+            [
+                {"": name.replace("_", " "), "trained": evaluation.metrics[name], "untrained": before[name]}
+                for name in shown
+            ]
+        )
+        text = "The same network with the weights it had before training, on the same scans: what is there by chance."
+        sections.insert(1, Section("Before training", text=text, tables={"Trained and untrained": table}))
+    return sections

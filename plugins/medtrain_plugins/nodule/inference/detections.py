@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from medtrain_plugins.imaging.volume import RAS_TO_LPS, Volume
 from medtrain_plugins.nodule.annotations.triage import risk_group, score_of, summarize_triage
 from medtrain_plugins.nodule.evaluation.report import LIMITS
-from medtrain_plugins.nodule.inference.predict import DetectedScan, Finding, as_properties, settings_of
+from medtrain_plugins.nodule.inference.predict import DetectedScan, LocatedCandidate, as_properties, settings_of
 from medtrain_plugins.nodule.preparation.show import show_scan
 from medtrain_plugins.nodule.scans.intensity import Intensity
 from medtrain_plugins.nodule.scans.manifest import Nodule, write_file
@@ -187,13 +187,13 @@ def describe(
     )
 
 
-def summarize(findings: tuple[Finding, ...]) -> dict[str, float | int | None]:
+def summarize(findings: tuple[LocatedCandidate, ...]) -> dict[str, float | int | None]:
     """How many findings there are, and in which triage groups; those without triage are in none."""
     known = [finding.triage for finding in findings if finding.triage is not None]
     return summarize_triage(known) | {"num_detections": len(findings)}
 
 
-def _candidate(found: DetectedScan, finding: Finding) -> CandidateDocument:
+def _candidate(found: DetectedScan, finding: LocatedCandidate) -> CandidateDocument:
     triage = None
     if (probability := finding.triage) is not None:
         triage = TriageDocument(probability=probability, score=score_of(probability), group=risk_group(probability))

@@ -27,7 +27,7 @@ from medtrain_plugins.nodule.annotations.triage import risk_group, score_of
 from medtrain_plugins.nodule.inference.calibration import Calibration
 from medtrain_plugins.nodule.inference.peaks import Candidate
 from medtrain_plugins.nodule.inference.sliding_window import Maps, compute_maps, find_candidates, stride_of
-from medtrain_plugins.nodule.inference_options import InferenceOptions
+from medtrain_plugins.nodule.options import InferenceOptions
 from medtrain_plugins.nodule.scans.intensity import Intensity
 from medtrain_plugins.nodule.scans.lungs import lung_mask
 from medtrain_plugins.nodule.scans.resampling import AIR, resample, resample_array
@@ -63,7 +63,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Finding:
+class LocatedCandidate:
     """A candidate in the patient.
 
     world: x, y, z in mm (LPS). voxel: z, y, x in the scan's canonical orientation; index: i, j, k in the file's own.
@@ -101,7 +101,7 @@ class DetectedScan:
     prepared: Volume
     maps: Maps
     stride: int
-    findings: tuple[Finding, ...]
+    findings: tuple[LocatedCandidate, ...]
     labels: Array | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     calibration: Calibration | None = None
@@ -114,9 +114,9 @@ class DetectedScan:
         rows = [self._row(finding) for finding in self.findings]
         return pd.DataFrame(rows, columns=list(self._row(None)))
 
-    def _row(self, finding: Finding | None) -> dict[str, Any]:
+    def _row(self, finding: LocatedCandidate | None) -> dict[str, Any]:
         blank = finding is None
-        found = finding or Finding(0, Candidate((0, 0, 0), 0.0), (0, 0, 0), (0, 0, 0), (0, 0, 0))
+        found = finding or LocatedCandidate(0, Candidate((0, 0, 0), 0.0), (0, 0, 0), (0, 0, 0), (0, 0, 0))
         triage, measured = found.triage, found.properties
         row: dict[str, Any] = {
             "seriesuid": self.volume.series,
@@ -139,7 +139,7 @@ class DetectedScan:
         factor = self.prepared.spacing * scale / self.volume.spacing
         return resample_array(values, factor, self.volume.shape, interpolation, outside=None)
 
-    def box(self, finding: Finding) -> Any:
+    def box(self, finding: LocatedCandidate) -> Any:
         """The voxels (canonical, half-open) of the scan as read that the finding touches; None without a diameter."""
         diameter = finding.candidate.diameter_mm
         return None if diameter is None else sphere_box(finding.voxel, diameter, self.volume.spacing, self.volume.shape)
@@ -206,7 +206,7 @@ def find_nodules(
     voxel = volume.to_voxel(world)
     index = _file_index(volume, voxel)
     findings = [
-        Finding(
+        LocatedCandidate(
             number,
             candidate,
             _triple(world[number - 1]),

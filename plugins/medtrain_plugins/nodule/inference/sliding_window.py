@@ -20,8 +20,8 @@ from torch.nn import functional
 from medtrain_plugins.nodule.inference.calibration import Calibration
 from medtrain_plugins.nodule.inference.peaks import Candidate, decode
 from medtrain_plugins.nodule.inference.tta import View, make_views
-from medtrain_plugins.nodule.inference_options import InferenceOptions
 from medtrain_plugins.nodule.model.heads import TASKS
+from medtrain_plugins.nodule.options import InferenceOptions
 
 Axes = tuple[int, int, int]
 Maps = dict[str, Tensor]

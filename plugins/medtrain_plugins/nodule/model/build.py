@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
+import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -183,8 +183,10 @@ def _own_class(path: str, in_channels: int, given: dict[str, Any]) -> nn.Module:
             "by their dotted path, such as mypackage.mymodule.MyDetector"
         )
     try:
-        found = getattr(importlib.import_module(module), name, None)
-    except ImportError as error:
+        found = pkgutil.resolve_name(f"{module}:{name}")
+    except AttributeError:
+        found = None
+    except (ImportError, ValueError) as error:
         raise ConfigError(f"network {path!r} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ConfigError(f"network {path!r}: {module} has no torch.nn.Module class {name!r}")

@@ -33,7 +33,7 @@ DIAMETERS_MM = (1.0, 100.0)
 
 
 @dataclass(frozen=True)
-class Finding:
+class FailedCheck:
     """One check that something did not pass. check: its name. where: file, row or scan."""
 
     check: str
@@ -42,32 +42,32 @@ class Finding:
     message: str
 
 
-def check_volume(volume: Volume, where: str = "") -> list[Finding]:
+def check_volume(volume: Volume, where: str = "") -> list[FailedCheck]:
     """What is wrong with the geometry and the values of a CT scan."""
     where = where or str(volume.provenance.get("path", "volume"))
     found = check_geometry(volume.geometry, where)
-    return found + [Finding(*one[:2], where, one[2]) for one in _values(volume.array)]
+    return found + [FailedCheck(*one[:2], where, one[2]) for one in _values(volume.array)]
 
 
-def check_geometry(geometry: Geometry, where: str) -> list[Finding]:
+def check_geometry(geometry: Geometry, where: str) -> list[FailedCheck]:
     """Shape and spacing: at least 32 voxels an axis, 0.1 to 10 mm, and a warning for much unlike spacings."""
     found = []
     if min(geometry.shape) < SMALLEST:
         said = f"{_by(geometry.shape)} voxels (z, y, x); at least {SMALLEST} along each axis are needed"
-        found.append(Finding("shape", "error", where, said))
+        found.append(FailedCheck("shape", "error", where, said))
     spacing = geometry.spacing
     if spacing.min() < SPACING_MM[0] or spacing.max() > SPACING_MM[1]:
         said = f"spacing {_by(spacing)} mm (z, y, x) is not within {SPACING_MM[0]} to {SPACING_MM[1]} mm"
-        found.append(Finding("spacing", "error", where, said))
+        found.append(FailedCheck("spacing", "error", where, said))
     elif spacing.max() / spacing.min() - 1 > ANISOTROPY:
         said = f"spacing {_by(spacing)} mm (z, y, x) is far from equal; small nodules are in few slices"
-        found.append(Finding("anisotropy", "warning", where, said))
+        found.append(FailedCheck("anisotropy", "warning", where, said))
     return found
 
 
 def check_nodules(
     geometry: Geometry, world: npt.ArrayLike, places: Sequence[str], margin: float = 0.0
-) -> list[Finding]:
+) -> list[FailedCheck]:
     """Points (N, 3), x, y, z mm, that lie outside of a scan, or nearer than `margin` mm to its faces."""
     points = np.asarray(world, dtype=np.float64).reshape(-1, 3)
     inside, well_inside = geometry.contains(points), geometry.contains(points, -margin)
@@ -77,30 +77,30 @@ def check_nodules(
         if not inside[index]:
             voxel = geometry.to_voxel(points[index])
             said = f"{at} mm is outside of the scan: voxel {_by(voxel)} (z, y, x) of {_by(geometry.shape)}"
-            found.append(Finding("outside", "error", places[index], said))
+            found.append(FailedCheck("outside", "error", places[index], said))
         else:
             found.append(
-                Finding("margin", "warning", places[index], f"{at} mm is within {margin:g} mm of the scan's faces")
+                FailedCheck("margin", "warning", places[index], f"{at} mm is within {margin:g} mm of the scan's faces")
             )
     return found
 
 
-def check_mask(mask: npt.ArrayLike, shape: Sequence[int], where: str) -> list[Finding]:
+def check_mask(mask: npt.ArrayLike, shape: Sequence[int], where: str) -> list[FailedCheck]:
     """A mask or label map of nodules on a scan: its shape, negative labels, empty, or covering too much."""
     array = np.asarray(mask)
     if array.shape != tuple(shape):
         said = f"the mask has {_by(array.shape)} voxels, the scan {_by(shape)}"
-        return [Finding("mask shape", "error", where, said)]
+        return [FailedCheck("mask shape", "error", where, said)]
     found = []
     if array.dtype.kind in "if" and (array < 0).any():
         found.append(
-            Finding("mask values", "error", where, f"{int((array < 0).sum())} voxels of the mask are negative")
+            FailedCheck("mask values", "error", where, f"{int((array < 0).sum())} voxels of the mask are negative")
         )
     share = float((array != 0).mean()) if array.size else 0.0
     if share == 0:
-        found.append(Finding("mask empty", "warning", where, "the mask is empty"))
+        found.append(FailedCheck("mask empty", "warning", where, "the mask is empty"))
     elif share > COVERAGE:
-        found.append(Finding("mask coverage", "warning", where, f"the mask covers {share:.0%} of the scan"))
+        found.append(FailedCheck("mask coverage", "warning", where, f"the mask covers {share:.0%} of the scan"))
     return found
 
 
@@ -122,7 +122,7 @@ def quality(volume: Volume) -> dict[str, Any]:
     }
 
 
-def summary(found: Iterable[Finding], total: int) -> dict[str, Any]:
+def summary(found: Iterable[FailedCheck], total: int) -> dict[str, Any]:
     """As JSON: total_checks, passed, failed, warnings, errors and warning_messages as texts, is_valid.
 
     total: how many checks were made. A check that found several things of one kind in one place failed once.
@@ -148,7 +148,7 @@ def check_table(
     listed: Sequence[str] | None = None,
     scans: Mapping[str, Geometry] | None = None,
     margin: float = 0.0,
-) -> tuple[list[Finding], dict[str, Any]]:
+) -> tuple[list[FailedCheck], dict[str, Any]]:
     """A LUNA16 table: what is odd, and what became of its rows.
 
     listed: the series there should be. scans: series -> geometry of the scans that are there; without them,
@@ -157,12 +157,12 @@ def check_table(
     up: a row is counted once, under the first of these that holds for it.
     """
     name = findings.name
-    found: list[Finding] = []
+    found: list[FailedCheck] = []
     again = repeated_rows(findings)
     state: dict[int, str] = dict.fromkeys(again, "repeated")
     if again:
         said = f"{len(again)} rows repeat an earlier one and are taken once: {some([findings.place(i) for i in again])}"
-        found.append(Finding("repeated rows", "warning", name, said))
+        found.append(FailedCheck("repeated rows", "warning", name, said))
 
     known = set(listed) if listed is not None else set(scans) if scans is not None else None
     if known is not None:
@@ -173,12 +173,12 @@ def check_table(
                 f"{len(rows)} rows are of {len(series)} series that are not among the scans: {some(series, 3)} "
                 f"({some([findings.place(i) for i in rows])})"
             )
-            found.append(Finding("unknown series", "error", name, said))
+            found.append(FailedCheck("unknown series", "error", name, said))
         state |= {i: "unknown_series" for i in rows if i not in state}
     far = np.flatnonzero((np.abs(findings.xyz) > FARTHEST_MM).any(axis=1)).tolist()
     for i in far:
         said = f"{_by(findings.xyz[i])} mm is farther from the origin than any scanner reaches"
-        found.append(Finding("implausible", "error", findings.place(i), said))
+        found.append(FailedCheck("implausible", "error", findings.place(i), said))
         state.setdefault(i, "implausible")
     for i in range(len(findings)):
         geometry = (scans or {}).get(str(findings.series[i]))
@@ -191,7 +191,7 @@ def check_table(
     elsewhere = [i for i, uid in enumerate(findings.series) if i not in state and str(uid) not in (scans or {})]
     if scans is not None and elsewhere:
         said = f"{len(elsewhere)} rows could not be compared with their scan, which is not there"
-        found.append(Finding("not compared", "warning", name, said))
+        found.append(FailedCheck("not compared", "warning", name, said))
     found += _odd_diameters(findings, kind)
     if kind == "annotations":
         found += _near(findings, state)
@@ -201,12 +201,12 @@ def check_table(
     return found, account
 
 
-def as_json(found: Iterable[Finding]) -> list[dict[str, str]]:
+def as_json(found: Iterable[FailedCheck]) -> list[dict[str, str]]:
     """Findings for a report."""
     return [asdict(one) for one in found]
 
 
-def by_kind(found: Iterable[Finding], limit: int = 3) -> list[str]:
+def by_kind(found: Iterable[FailedCheck], limit: int = 3) -> list[str]:
     """Findings for people: one line a check, errors first, with the first few places."""
     found = list(found)
     counts = Counter((one.severity, one.check) for one in found)
@@ -256,22 +256,22 @@ def _zero_slices(array: Array) -> list[int]:
     return [i for i in range(len(array)) if not array[i].any() or float(np.abs(array[i]).max()) < EMPTY]
 
 
-def _odd_diameters(findings: Findings, kind: str) -> list[Finding]:
+def _odd_diameters(findings: Findings, kind: str) -> list[FailedCheck]:
     found = []
     diameter = findings.diameter
     without = np.flatnonzero(~(diameter > 0)).tolist()
     if without and kind == "annotations":
         said = f"{len(without)} nodules have no diameter above 0: {some([findings.place(i) for i in without])}"
-        found.append(Finding("diameter", "error", findings.name, said))
+        found.append(FailedCheck("diameter", "error", findings.name, said))
     odd = np.flatnonzero((diameter > 0) & ((diameter < DIAMETERS_MM[0]) | (diameter > DIAMETERS_MM[1]))).tolist()
     if odd:
         places = some([f"{findings.place(i)} ({diameter[i]:g} mm)" for i in odd])
         said = f"{len(odd)} diameters are not within {DIAMETERS_MM[0]:g} to {DIAMETERS_MM[1]:g} mm: {places}"
-        found.append(Finding("diameter size", "warning", findings.name, said))
+        found.append(FailedCheck("diameter size", "warning", findings.name, said))
     return found
 
 
-def _near(findings: Findings, state: Mapping[int, str]) -> list[Finding]:
+def _near(findings: Findings, state: Mapping[int, str]) -> list[FailedCheck]:
     """Nodules of one scan whose centres lie within each other's radius: perhaps one nodule annotated twice."""
     by_series: dict[str, list[int]] = {}
     for index, series in enumerate(findings.series):
@@ -286,7 +286,7 @@ def _near(findings: Findings, state: Mapping[int, str]) -> list[Finding]:
     if not pairs:
         return []
     said = f"{len(pairs)} pairs of nodules lie within each other's radius: {some(pairs)}"
-    return [Finding("nodules near", "warning", findings.name, said)]
+    return [FailedCheck("nodules near", "warning", findings.name, said)]
 
 
 def _by(values: Iterable[Any]) -> str:

@@ -12,7 +12,7 @@ from medtrain.rundir import sha256
 from medtrain_plugins.imaging.volume import Geometry, Volume
 from medtrain_plugins.nodule.annotations.tables import read_findings, read_series
 from medtrain_plugins.nodule.preparation.check import (
-    Finding,
+    FailedCheck,
     as_json,
     check_geometry,
     check_mask,
@@ -57,13 +57,13 @@ def inspect(
     force: bool = False,
     margin: float = 0.0,
     watch: Watch = _all,
-) -> tuple[dict[str, Any], list[Finding]]:
+) -> tuple[dict[str, Any], list[FailedCheck]]:
     """The report, as JSON (`summary`, `scans`, `left_out`, `tables`, `findings`), and its findings.
 
     source: folder of scans, or one scan. headers: geometry only. margin: mm that nodules should keep from the faces.
     Raises UsageError for a folder that is not there; everything else that is wrong is a finding.
     """
-    found: list[Finding] = []
+    found: list[FailedCheck] = []
     total = 0
     scans: dict[str, Any] = {}
     left_out: list[dict[str, str]] = []
@@ -77,12 +77,14 @@ def inspect(
             sources += several
             left_out = [entry._asdict() for entry in others]
             found += [
-                Finding("left out", "error" if entry.kind in ("duplicate", "unreadable") else "warning", *_told(entry))
+                FailedCheck(
+                    "left out", "error" if entry.kind in ("duplicate", "unreadable") else "warning", *_told(entry)
+                )
                 for entry in others
             ]
             total += len(others)
             if not sources:
-                found.append(Finding("scans", "error", str(source), "has no CT scans"))
+                found.append(FailedCheck("scans", "error", str(source), "has no CT scans"))
                 total += 1
         for one in watch(sources, len(sources), "Scans"):
             total += len(_GEOMETRY) + (0 if headers else len(_VALUES))
@@ -90,10 +92,10 @@ def inspect(
             try:
                 volume = _read(one, headers, force)
             except DataError as error:
-                found.append(Finding("readable", "error", where, str(error).removeprefix(f"{where}: ")))
+                found.append(FailedCheck("readable", "error", where, str(error).removeprefix(f"{where}: ")))
                 continue
             found += check_geometry(volume.geometry, where) if headers else check_volume(volume, where)
-            found += [Finding("reader", "warning", where, note) for note in volume.notes]
+            found += [FailedCheck("reader", "warning", where, note) for note in volume.notes]
             geometries.setdefault(volume.series, volume.geometry)
             figures = {"shape": list(volume.shape), "spacing": volume.spacing.tolist()} if headers else quality(volume)
             scans[where] = {"series": volume.series, "patient": volume.patient, **figures}
@@ -103,9 +105,9 @@ def inspect(
         total += 1
         try:
             listed, notes = read_series(series)
-            found += [Finding("series list", "warning", series.name, note) for note in notes]
+            found += [FailedCheck("series list", "warning", series.name, note) for note in notes]
         except DataError as error:
-            found.append(Finding("readable", "error", str(series), str(error)))
+            found.append(FailedCheck("readable", "error", str(series), str(error)))
     tables: dict[str, Any] = {}
     given: tuple[tuple[Path | None, Literal["annotations", "excluded"]], ...] = (
         (annotations, "annotations"),
@@ -118,13 +120,13 @@ def inspect(
         try:
             findings = read_findings(path, kind)
         except DataError as error:
-            found.append(Finding("readable", "error", str(path), str(error).removeprefix(f"{path}: ")))
+            found.append(FailedCheck("readable", "error", str(path), str(error).removeprefix(f"{path}: ")))
             continue
         oddities, tables[path.name] = check_table(findings, kind, listed=listed, scans=geometries, margin=margin)
         found += oddities
         if geometries is None:
             said = "coordinates were not compared with the scans; name their folder with --source"
-            found.append(Finding("not compared", "warning", path.name, said))
+            found.append(FailedCheck("not compared", "warning", path.name, said))
     if manifest is not None:
         rows, made = _check_manifest(manifest, margin, found, watch)
         total += made
@@ -139,25 +141,25 @@ def inspect(
     return report, found
 
 
-def _check_manifest(path: Path, margin: float, found: list[Finding], watch: Watch) -> tuple[list[ManifestRow], int]:
+def _check_manifest(path: Path, margin: float, found: list[FailedCheck], watch: Watch) -> tuple[list[ManifestRow], int]:
     """The rows of a manifest, and how many checks were made of them; what is wrong goes to `found`."""
     try:
         rows = read_manifest(path)
     except DataError as error:
-        found.append(Finding("readable", "error", str(path), str(error).removeprefix(f"{path}: ")))
+        found.append(FailedCheck("readable", "error", str(path), str(error).removeprefix(f"{path}: ")))
         return [], 1
     total = 1
     for row in watch(rows, len(rows), "Prepared scans"):
         total += len(_ROW)
         where = row.image
         if sha256(Path(row.image)) != row.checksum:
-            found.append(Finding("checksum", "error", where, "is not the file that was prepared; prepare it again"))
+            found.append(FailedCheck("checksum", "error", where, "is not the file that was prepared; prepare it again"))
         try:
             row.open()
             if row.mask is not None:
                 found += check_mask(open_array(Path(row.mask), row.shape), row.shape, row.mask)
         except DataError as error:
-            found.append(Finding("readable", "error", where, str(error)))
+            found.append(FailedCheck("readable", "error", where, str(error)))
         for nodule in row.nodules:
             found += check_nodules(row.geometry, nodule.world, [f"{row.series}, {nodule.id}"], margin)
     return rows, total

@@ -25,8 +25,8 @@ from medtrain.errors import DataError, UsageError, first_lines
 from medtrain_plugins.imaging.volume import Geometry, Volume
 from medtrain_plugins.nodule.annotations.luna16 import place_findings, read_characteristics, score_of_nodule, some
 from medtrain_plugins.nodule.annotations.tables import Findings, read_findings
-from medtrain_plugins.nodule.preparation.check import Finding, as_json, check_volume, quality
-from medtrain_plugins.nodule.preparation.splits import DEFAULT, deal, parse_dealing
+from medtrain_plugins.nodule.preparation.check import FailedCheck, as_json, check_volume, quality
+from medtrain_plugins.nodule.preparation.splits import DEFAULT, assign_split, parse_split
 from medtrain_plugins.nodule.scans.lungs import lung_box, lung_mask
 from medtrain_plugins.nodule.scans.manifest import (
     MANIFEST,
@@ -38,7 +38,7 @@ from medtrain_plugins.nodule.scans.manifest import (
     write_prepared,
 )
 from medtrain_plugins.nodule.scans.resampling import resample
-from medtrain_plugins.nodule.scans.sources import LeftOut, Source, Watch, find_sources
+from medtrain_plugins.nodule.scans.sources import SkippedFile, Source, Watch, find_sources
 
 Array = npt.NDArray[Any]
 
@@ -49,7 +49,7 @@ _LABELS = 255
 
 
 @dataclass(frozen=True)
-class Settings:
+class ScanPreparation:
     """How scans are made.
 
     spacing: z, y, x in mm. interpolation: linear or bspline. lungs: "mask" writes a lung mask; "crop" also cuts the
@@ -73,7 +73,7 @@ class _Task(NamedTuple):
 
 class _Made(NamedTuple):
     status: str
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[FailedCheck, ...] = ()
     problem: str = ""
 
 
@@ -84,7 +84,7 @@ def _all(items: Iterable[Any], count: int, label: str) -> Iterable[Any]:
 def prepare(
     source: Path,
     out: Path,
-    settings: Settings | None = None,
+    settings: ScanPreparation | None = None,
     *,
     annotations: Path | None = None,
     excluded: Path | None = None,
@@ -102,7 +102,7 @@ def prepare(
 
     annotations, excluded: LUNA16 tables of nodules and of irrelevant findings. lidc: folder of the XML of readings,
     instead of tables. patients: CSV with series and patient, for files that do not say whose they are; without it, a
-    scan of no known patient is a patient. split, seed: see `splits.parse_dealing`. overwrite: make scans again that are
+    scan of no known patient is a patient. split, seed: see `splits.parse_split`. overwrite: make scans again that are
     there. dry_run: read headers, write nothing. workers: processes, default one per CPU.
     allow_unreadable: no error when some scans cannot be read.
 
@@ -111,8 +111,8 @@ def prepare(
     Raises UsageError for arguments that cannot be used; DataError when no scan is there in the end, and, after all else
     is done, when scans could not be read.
     """
-    settings = settings or Settings()
-    dealing = parse_dealing(split)
+    settings = settings or ScanPreparation()
+    method = parse_split(split)
     if lidc is not None and (annotations is not None or excluded is not None):
         raise UsageError("nodules come from tables or from --lidc, not from both")
     refuse_mixture(out / REPORT, asdict(settings), ("spacing", "interpolation", "lungs"))
@@ -134,7 +134,9 @@ def prepare(
             made |= {task.image: result for task, result in zip(todo, watch(results, len(todo), "Scans"), strict=True)}
 
     unreadable = [
-        LeftOut(task.source.label, "unreadable", made[task.image].problem) for task in tasks if made[task.image].problem
+        SkippedFile(task.source.label, "unreadable", made[task.image].problem)
+        for task in tasks
+        if made[task.image].problem
     ]
     left_out += unreadable
     report: dict[str, Any] = {
@@ -164,7 +166,7 @@ def prepare(
             | {name: told[name] for name in ("quality", "findings")}
         )
     if rows:
-        rows = deal(_annotate(rows, tables, report), dealing, seed)
+        rows = assign_split(_annotate(rows, tables, report), method, seed)
         rows.sort(key=lambda row: row.series)
         report["counts"] |= {
             "nodules": sum(len(row.nodules) for row in rows),
@@ -207,7 +209,7 @@ def table_lines(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _make(task: _Task, settings: Settings) -> _Made:
+def _make(task: _Task, settings: ScanPreparation) -> _Made:
     """Reads, checks, resamples and writes one scan."""
     try:
         volume = task.source.read(force=settings.force)
@@ -223,13 +225,13 @@ def _make(task: _Task, settings: Settings) -> _Made:
     try:
         if task.reading is not None:
             lidc, labels = _read_marks(task.reading, volume, settings)
-            findings += [Finding("readers", "warning", task.source.label, note) for note in lidc["notes"]]
+            findings += [FailedCheck("readers", "warning", task.source.label, note) for note in lidc["notes"]]
         prepared = resample(replace(volume, array=_padded(volume.array)), settings.spacing, settings.interpolation)
     except DataError as error:
         return _Made("unreadable", problem=str(error))
     lungs = None if settings.lungs == "none" else lung_mask(prepared.array, prepared.spacing)
     if lungs is not None and not lungs.any():
-        findings.append(Finding("lungs", "warning", task.source.label, "no lungs were found; nothing is cut off"))
+        findings.append(FailedCheck("lungs", "warning", task.source.label, "no lungs were found; nothing is cut off"))
     if labels is not None:
         labels = resample(replace(volume, array=labels), settings.spacing, "nearest", outside=0).array
     if lungs is not None and settings.lungs == "crop":
@@ -264,7 +266,7 @@ def _padded(array: Array) -> Array:
     return np.asarray(np.maximum(array, array.dtype.type(LEAST_HU)))
 
 
-def _read_marks(path: Path, volume: Volume, settings: Settings) -> tuple[dict[str, Any], Array]:
+def _read_marks(path: Path, volume: Volume, settings: ScanPreparation) -> tuple[dict[str, Any], Array]:
     """LIDC nodules of a scan, as JSON, and their label map on the scan's voxels."""
     from medtrain_plugins.nodule.annotations.lidc import consensus, mark_centres, read_lidc
 
@@ -398,7 +400,7 @@ def _read_patients(path: Path | None) -> dict[str, str]:
     return {key: value for key, value in owner.items() if key and value}
 
 
-def _find_readings(folder: Path | None) -> tuple[dict[str, Path], list[LeftOut]]:
+def _find_readings(folder: Path | None) -> tuple[dict[str, Path], list[SkippedFile]]:
     """Series -> XML of its reading; files that are no such reading are left out with the reason."""
     if folder is None:
         return {}, []
@@ -413,23 +415,23 @@ def _find_readings(folder: Path | None) -> tuple[dict[str, Path], list[LeftOut]]
         try:
             series = read_lidc(path).series
         except DataError as error:
-            left_out.append(LeftOut(label, "unusable reading", str(error).removeprefix(f"{path}: ")))
+            left_out.append(SkippedFile(label, "unusable reading", str(error).removeprefix(f"{path}: ")))
             continue
         if series in found:
-            left_out.append(LeftOut(label, "second reading", f"{found[series].name} reads series {series} as well"))
+            left_out.append(SkippedFile(label, "second reading", f"{found[series].name} reads series {series} as well"))
         else:
             found[series] = path
     return found, left_out
 
 
-def _key(task: _Task, settings: Settings) -> str:
+def _key(task: _Task, settings: ScanPreparation) -> str:
     """Changes when a scan must be made again: another source, another reading, another way of making it."""
     files = [*task.source.files, *([task.reading] if task.reading else [])]
     stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return sha256(json.dumps([stamps, asdict(settings)]).encode()).hexdigest()
 
 
-def _is_made(task: _Task, settings: Settings) -> bool:
+def _is_made(task: _Task, settings: ScanPreparation) -> bool:
     try:
         told = read_sidecar(task.image)
         beside = [task.image.with_name(told[name]) for name in ("lungs", "mask") if told[name]]

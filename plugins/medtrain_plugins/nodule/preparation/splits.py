@@ -1,4 +1,4 @@
-"""Scans dealt by patient into training, validation and test, or into folds, alike in nodules and their sizes."""
+"""Splits of scans by patient into groups or folds, stratified by the number and the size of nodules."""
 
 from __future__ import annotations
 
@@ -6,68 +6,68 @@ import re
 from collections import defaultdict
 from typing import NamedTuple
 
-from medtrain.data import deal_folds, hold_out
+from medtrain.data import assign_folds, hold_out
 from medtrain.errors import DataError, UsageError
 
 from medtrain_plugins.nodule.scans.manifest import ManifestRow
 
 DEFAULT = "70/15/15"
-# Nodules of a patient from here on are one stratum; sizes in mm, as guidelines part them.
+# Patients with this many nodules or more are one stratum. Size limits in mm, as in guidelines.
 _MANY = 4
 _SIZES = (6.0, 10.0, 20.0)
 
 
-class Dealing(NamedTuple):
-    """How to split: shares of training, validation and test; or folds; or by the folders subset0 and so on; or not."""
+class SplitMethod(NamedTuple):
+    """How to split: fractions of training, validation and test; folds; by the folders subset0, ...; or not at all."""
 
     fractions: tuple[float, float, float] | None = None
     folds: int = 0
     subsets: bool = False
 
 
-def parse_dealing(text: str) -> Dealing:
+def parse_split(text: str) -> SplitMethod:
     """From "70/15/15", "5-fold", "subsets" or "none". Raises UsageError."""
     if text == "none":
-        return Dealing()
+        return SplitMethod()
     if text == "subsets":
-        return Dealing(subsets=True)
+        return SplitMethod(subsets=True)
     if match := re.fullmatch(r"(\d+)-fold", text):
         if int(match[1]) < 2:
             raise UsageError(f"--split {text}: at least 2 folds are needed")
-        return Dealing(folds=int(match[1]))
+        return SplitMethod(folds=int(match[1]))
     if match := re.fullmatch(r"(\d+)/(\d+)/(\d+)", text):
         parts = [int(part) for part in match.groups()]
         if sum(parts) == 100 and parts[0] > 0:
-            return Dealing((parts[0] / 100, parts[1] / 100, parts[2] / 100))
+            return SplitMethod((parts[0] / 100, parts[1] / 100, parts[2] / 100))
     raise UsageError(
         f"--split {text}: give percentages of training, validation and test that add up to 100 (70/15/15), a number of "
         "folds (5-fold), subsets (the folders subset0, subset1, ... are the folds) or none"
     )
 
 
-def deal(rows: list[ManifestRow], dealing: Dealing, seed: int) -> list[ManifestRow]:
-    """The rows with `split` or `fold` set; all scans of a patient on one side.
+def assign_split(rows: list[ManifestRow], method: SplitMethod, seed: int) -> list[ManifestRow]:
+    """The rows with `split` or `fold` set; all scans of a patient in one group.
 
-    Balanced in the number of nodules of a patient and in the size of the largest. The same seed, the same deal,
-    whatever the order of the rows. Raises DataError when there are too few patients.
+    Groups are balanced in the number of nodules of a patient and in the size of the largest. The same seed gives the
+    same split in any order of the rows. Raises DataError when there are too few patients.
     """
-    if dealing.subsets:
+    if method.subsets:
         lacking = [row.series for row in rows if row.subset is None]
         if lacking:
             raise DataError(
                 f"{len(lacking)} scans are in no folder subset0, subset1, ... ({lacking[0]}); try --split 10-fold"
             )
         return [row.model_copy(update={"fold": row.subset}) for row in rows]
-    if not rows or (dealing.fractions is None and not dealing.folds):
+    if not rows or (method.fractions is None and not method.folds):
         return rows
     patients = sorted({row.patient for row in rows})
     strata = _strata(rows)
-    if dealing.folds:
-        fold = deal_folds(patients, [strata[name] for name in patients], dealing.folds, seed)
+    if method.folds:
+        fold = assign_folds(patients, [strata[name] for name in patients], method.folds, seed)
         return [row.model_copy(update={"fold": fold[row.patient]}) for row in rows]
 
-    assert dealing.fractions is not None
-    _, validation, test = dealing.fractions
+    assert method.fractions is not None
+    _, validation, test = method.fractions
     wanted = {"test": _number(len(patients), test), "validation": _number(len(patients), validation)}
     if sum(wanted.values()) >= len(patients):
         raise DataError(
@@ -82,12 +82,12 @@ def deal(rows: list[ManifestRow], dealing: Dealing, seed: int) -> list[ManifestR
 
 
 def _number(patients: int, fraction: float) -> int:
-    """Never nobody, where somebody was asked for."""
+    """At least one patient, unless the fraction is 0."""
     return max(round(patients * fraction), 1) if fraction else 0
 
 
 def _strata(rows: list[ManifestRow]) -> dict[str, tuple[str, str]]:
-    """Of each patient: nodules (0 to 4 or more), and the class of the largest diameter."""
+    """Of each patient: the number of nodules (0 to 4 or more), and the size class of the largest."""
     diameters: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         diameters[row.patient] += [nodule.diameter_mm or 0.0 for nodule in row.nodules]

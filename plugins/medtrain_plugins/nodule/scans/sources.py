@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,6 @@ from typing import Any, NamedTuple
 from medtrain.errors import DataError, UsageError
 
 from medtrain_plugins.imaging.volume import Volume, series_of_name
-from medtrain_plugins.nodule.annotations.luna16 import subset_of
 from medtrain_plugins.nodule.scans.volume import read_geometry, read_volume
 
 SINGLE = (".mhd", ".mha", ".nrrd", ".nhdr", ".nii", ".nii.gz")
@@ -31,6 +31,7 @@ BESIDE = (
     ".npy",
     ".npz",
 )
+_SUBSET = re.compile(r"subset[ _-]?(\d+)", re.IGNORECASE)
 Run = Callable[[Callable[[Any], Any], list[Any]], Iterable[Any]]
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
@@ -67,7 +68,7 @@ class Source(NamedTuple):
         )
 
 
-class LeftOut(NamedTuple):
+class SkippedFile(NamedTuple):
     """What is not taken: where it is, the kind of reason, and the reason."""
 
     source: str
@@ -77,7 +78,7 @@ class LeftOut(NamedTuple):
 
 def find_sources(
     folder: Path, *, modality: str = "CT", force: bool = False, run: Run | None = None, watch: Watch | None = None
-) -> tuple[list[Source], list[LeftOut]]:
+) -> tuple[list[Source], list[SkippedFile]]:
     """The scans in a folder and the folders in it, by label, and what is not taken.
 
     modality: of the DICOM series to take. force: read files that lack the mark of DICOM as well. run: maps a function
@@ -101,7 +102,7 @@ def find_sources(
                 possible.append(file)
         if possible:
             folders.append((folder, Path(path), possible, modality, force))
-    left_out: list[LeftOut] = []
+    left_out: list[SkippedFile] = []
     results = (run or map)(_find_dicom, folders)
     for found, others in watch(results, len(folders), "Headers") if watch else results:
         sources += found
@@ -113,13 +114,13 @@ def find_sources(
             taken[source.series] = first.joined(source)
         elif first is not None:
             same = f"is of series {source.series}, as {first.label} is"
-            left_out.append(LeftOut(source.label, "duplicate", same))
+            left_out.append(SkippedFile(source.label, "duplicate", same))
         else:
             taken[source.series] = source
     return list(taken.values()), left_out
 
 
-def _find_dicom(task: tuple[Path, Path, list[Path], str, bool]) -> tuple[list[Source], list[LeftOut]]:
+def _find_dicom(task: tuple[Path, Path, list[Path], str, bool]) -> tuple[list[Source], list[SkippedFile]]:
     from medtrain_plugins.imaging.dicom import group_series
 
     root, folder, files, modality, force = task
@@ -127,18 +128,28 @@ def _find_dicom(task: tuple[Path, Path, list[Path], str, bool]) -> tuple[list[So
     try:
         found, others = group_series(files, force=force)
     except DataError as error:
-        return [], [LeftOut(label, "unreadable", str(error))]
+        return [], [SkippedFile(label, "unreadable", str(error))]
     left_out = [
-        LeftOut(str(file.relative_to(root)), "no image" if reason.startswith("no image") else "unusable file", reason)
+        SkippedFile(
+            str(file.relative_to(root)), "no image" if reason.startswith("no image") else "unusable file", reason
+        )
         for file, reason in others
     ]
     sources = []
     for uid, series in found.items():
         where = label if len(found) == 1 else f"{label} ({uid})"
         if series.modality and series.modality != modality:
-            left_out.append(LeftOut(where, "other modality", f"series {uid} is {series.modality}, not {modality}"))
+            left_out.append(SkippedFile(where, "other modality", f"series {uid} is {series.modality}, not {modality}"))
         else:
             sources.append(
                 Source(where, uid, tuple(series.paths or ()), True, subset_of(folder / "file"), tuple(series.instances))
             )
     return sources, left_out
+
+
+def subset_of(path: Path) -> int | None:
+    """The number of the subset folder a scan is in, as LUNA16 deals them (subset0 to subset9); None for others."""
+    for part in reversed(path.parts[:-1]):
+        if match := _SUBSET.fullmatch(part):
+            return int(match[1])
+    return None

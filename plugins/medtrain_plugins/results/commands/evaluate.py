@@ -41,8 +41,7 @@ def evaluate(
 ) -> None:
     """Evaluate a run (or one of its checkpoints) on a group: metrics, predictions, plots, report."""
     from medtrain import Trainer
-    from medtrain.rundir.directory import Maps
-    from medtrain.rundir.files import strict
+    from medtrain.rundir import Maps, strict
 
     maps, split, checkpoint = _locate(run, split, checkpoint)
     trainer = Trainer.from_maps(maps, assignments=set_)
@@ -71,7 +70,7 @@ def evaluate(
 
 
 def _evaluate_folds(trainer: Trainer, maps: Path, group: str, options: dict[str, Any], as_json: bool) -> None:
-    from medtrain.rundir.directory import Maps
+    from medtrain.rundir import Maps
 
     from medtrain_plugins.results.folds import evaluate_folds, write_folds
 
@@ -116,7 +115,7 @@ def predict(
     """Predict for INPUT (what it may be, the run's plugin says) with a trained run."""
     from medtrain import Trainer
     from medtrain.errors import DataError, UsageError
-    from medtrain.rundir.directory import Maps
+    from medtrain.rundir import Maps
 
     from medtrain_plugins.results.folds import average_predictions
 
@@ -146,7 +145,7 @@ def predict(
 
 def _locate(run: Path, split: int | None, checkpoint: str | None) -> tuple[Path, int | None, str | None]:
     """The run directory behind a path, and split and checkpoint when the path names a checkpoint of it."""
-    from medtrain.rundir.directory import Maps
+    from medtrain.rundir import Maps
 
     maps = Maps.containing(run)
     inside = run.resolve().relative_to(maps.path.resolve()).parts

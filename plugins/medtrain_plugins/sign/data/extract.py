@@ -116,13 +116,16 @@ def images_of(path: Path) -> list[Image | None]:
     """The frames of a recording as RGB, None for those that cannot be decoded; images in the order of their names."""
     if path.is_dir():
         return [_read_image(file) for file in sorted(path.iterdir()) if file.suffix.lower() in IMAGES]
-    cv2 = _import("cv2")
+    try:
+        import cv2
+    except ImportError:
+        raise _not_installed("cv2") from None
     video = cv2.VideoCapture(str(path))
     if not video.isOpened():
         raise DataError(f"{path}: cannot be opened as a video")
     frames: list[Image | None] = []
     while (read := video.read())[0]:
-        frames.append(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB))
+        frames.append(np.asarray(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB), dtype=np.uint8))
     video.release()
     return frames
 
@@ -163,7 +166,11 @@ class MediaPipeDetector:
 
     def __init__(self, models: Path, hands: int = 2) -> None:
         files = model_files(models)
-        self.mediapipe = _import("mediapipe")
+        try:
+            import mediapipe
+        except ImportError:
+            raise _not_installed("mediapipe") from None
+        self.mediapipe = mediapipe
         vision = self.mediapipe.tasks.vision
         base = {name: self.mediapipe.tasks.BaseOptions(model_asset_path=str(path)) for name, path in files.items()}
         self.pose = vision.PoseLandmarker.create_from_options(
@@ -202,12 +209,7 @@ def extractor(hands: int) -> str:
     return f"mediapipe-tasks/{hands}-hand{'s' if hands > 1 else ''}"
 
 
-def _import(module: str) -> Any:
-    from importlib import import_module
-
-    try:
-        return import_module(module)
-    except ImportError:
-        raise UsageError(
-            f"recordings need {module}, which is not installed: python -m pip install 'medtrain[karsl-extract]'"
-        ) from None
+def _not_installed(module: str) -> UsageError:
+    return UsageError(
+        f"recordings need {module}, which is not installed: python -m pip install 'medtrain[karsl-extract]'"
+    )

@@ -30,7 +30,7 @@ from medtrain.rundir import replace_file
 
 from medtrain_plugins.sign.data.container import COLUMNS, FRAMES, Clip, frames_array, is_container, read_index
 from medtrain_plugins.sign.data.landmarks import CHANNELS, LANDMARKS, Frames
-from medtrain_plugins.sign.data.mapped import MappedArray, Place, describe, frames_at
+from medtrain_plugins.sign.data.mapped import FrameRange, MappedArray, describe, frames_at
 
 log = logging.getLogger("medtrain")
 
@@ -74,9 +74,9 @@ class PackedFrames:
     def __call__(self, clip: int) -> Frames:
         return frames_at(self.place(clip))
 
-    def place(self, clip: int) -> Place:
+    def place(self, clip: int) -> FrameRange:
         """Where the clip is."""
-        return Place(self.arrays[self.keys[clip]], self.starts[clip], self.stops[clip])
+        return FrameRange(self.arrays[self.keys[clip]], self.starts[clip], self.stops[clip])
 
 
 class NpzFrames:

@@ -27,7 +27,7 @@ class MappedArray(NamedTuple):
     changed: int
 
 
-class Place(NamedTuple):
+class FrameRange(NamedTuple):
     """Frames `start` to `stop` of an array."""
 
     array: MappedArray
@@ -46,7 +46,7 @@ def mapped(array: MappedArray) -> Frames:
     return np.asarray(np.memmap(array.path, array.dtype, "r", array.offset, array.shape))
 
 
-def frames_at(place: Place) -> Frames:
+def frames_at(place: FrameRange) -> Frames:
     """A view of frames in the file."""
     return mapped(place.array)[place.start : place.stop]
 
@@ -62,12 +62,12 @@ def pack(clips: Sequence[Frames]) -> torch.Tensor:
 class Elsewhere:
     """Clips in mapped files; what arrives in another process is `pack` of them."""
 
-    def __init__(self, places: list[Place]) -> None:
+    def __init__(self, places: list[FrameRange]) -> None:
         self.places = places
 
     def __reduce__(self) -> Any:
         return _pack_places, (self.places,)
 
 
-def _pack_places(places: list[Place]) -> torch.Tensor:
+def _pack_places(places: list[FrameRange]) -> torch.Tensor:
     return pack([frames_at(place) for place in places])

@@ -1,10 +1,10 @@
-"""Dealing participants into parts: whole participants, balanced in several columns, the same whatever their order.
+"""Stratified assignment of participants to parts: whole participants, balanced in several columns, in any row order.
 
-Participants who are alike in every column form a cell. What divides evenly in a cell is dealt at once; the few left
-over go, cell by cell, to the part that lacks them most in the columns' strata, and are then exchanged between parts
-until no exchange brings the strata nearer to proportional. Nothing is drawn until it happens to fit, so small cohorts
-and many columns work. Units may be groups (sites, families), which stay together; then sizes are as even as whole
-groups allow. All counting is in integers, so that every machine deals alike.
+Participants with equal values in every column form a cell. What divides evenly in a cell is assigned at once; the few
+left over go, cell by cell, to the part that lacks them most in the columns' strata. Then parts exchange them until no
+exchange brings the strata nearer to proportional. There is no drawing again until a draw fits, so small cohorts and
+many columns work. Units may be groups (sites, families), which stay together; then sizes are as even as whole groups
+allow. All counting is in integers, so that every machine gives the same result.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _CANDIDATES = 128
 _SWEEPS = 60
 # Sizes come first where they can be exact, which is when each unit is one participant.
 _EXACT = 1000
-# Folds of what a held-out set left must not be dealt by the stream that drew the set.
+# Folds of the participants that are not held out need another random stream than the held-out set.
 _HOLD_OUT, _FOLDS = range(2)
 
 Strata = Sequence[Any]
 
 
-def deal_folds(
+def assign_folds(
     owners: Sequence[str],
     strata: Strata | None,
     k: int,
@@ -42,9 +42,9 @@ def deal_folds(
 ) -> dict[str, int]:
     """The fold, 0 to k - 1, of each participant.
 
-    owners: whose row it is; participants may have several rows. strata: per row a value, or a tuple of values, to
-    balance: categories, or numbers, which are cut into quantiles; a participant's first row counts. groups: per row
-    the site or family, which stays in one fold. repeat: another deal with the same seed.
+    owners: the participant of each row; participants may have several rows. strata: per row a value, or a tuple of
+    values, to balance: categories, or numbers, which are cut into quantiles; a participant's first row counts. groups:
+    per row the site or family, which stays in one fold. repeat: number of another assignment with the same seed.
 
     Fold sizes differ by at most one participant (with groups: as little as whole groups allow). Raises DataError when
     there are fewer participants or groups than folds, or a participant is in two groups.
@@ -57,15 +57,15 @@ def deal_folds(
         what = "participants" if groups is None else "groups"
         raise DataError(f"{k} folds cannot be made of {len(units)} {what}; ask for at most {len(units)}")
     features = _features(names, strata, unit_of, len(units), len(names) // k)
-    cells = _Cells(features, [1] * k, exact=groups is None)
-    dealt = cells.deal(_generator(seed, _FOLDS, repeat))
-    return {name: int(dealt[unit]) for name, unit in zip(names, unit_of, strict=True)}
+    assignment = StratifiedAssignment(features, [1] * k, exact=groups is None)
+    fold_of = assignment.draw(_generator(seed, _FOLDS, repeat))
+    return {name: int(fold_of[unit]) for name, unit in zip(names, unit_of, strict=True)}
 
 
 def hold_out(
     owners: Sequence[str], strata: Strata | None, wanted: int, seed: int, groups: Sequence[str] | None = None
 ) -> set[str]:
-    """`wanted` participants to hold out; rows, strata and groups as in `deal_folds`.
+    """`wanted` participants to hold out; rows, strata and groups as in `assign_folds`.
 
     With groups, the number is the nearest that whole groups allow, at least one group. Raises DataError when nobody
     would be left.
@@ -76,7 +76,7 @@ def hold_out(
 def hold_outs(
     owners: Sequence[str], strata: Strata | None, wanted: int, seed: int, groups: Sequence[str] | None = None
 ) -> Iterator[set[str]]:
-    """`hold_out`, again and again: deals that are balanced alike but differ in who was drawn."""
+    """`hold_out`, again and again: equally balanced sets of different participants."""
     names = first_rows(owners)
     if wanted < 0 or (wanted and wanted >= len(names)):
         raise DataError(f"{wanted} of {len(names)} participants cannot be held out: nobody would be left")
@@ -87,11 +87,11 @@ def hold_outs(
         raise DataError(f"nothing can be held out: all participants are in the group {units[0]!r}")
     shares = [wanted, len(names) - wanted]
     features = _features(names, strata, unit_of, len(units), min(shares))
-    cells = _Cells(features, shares, exact=groups is None)
+    assignment = StratifiedAssignment(features, shares, exact=groups is None)
     attempt = 0
     while True:
-        dealt = cells.deal(_generator(seed, _HOLD_OUT, attempt))
-        yield {name for name, unit in zip(names, unit_of, strict=True) if dealt[unit] == 0}
+        part_of = assignment.draw(_generator(seed, _HOLD_OUT, attempt))
+        yield {name for name, unit in zip(names, unit_of, strict=True) if part_of[unit] == 0}
         attempt += 1
 
 
@@ -210,8 +210,8 @@ def _is_missing(value: Any) -> bool:
     return value is None or (_is_number(value) and math.isnan(value)) or type(value).__name__ in ("NAType", "NaTType")
 
 
-class _Cells:
-    """Units by cell (those with the same counts in every stratum), and how many of each go to which part."""
+class StratifiedAssignment:
+    """Assigns units to parts by cells: units with equal counts in every stratum form a cell."""
 
     def __init__(self, features: Any, shares: Sequence[int], exact: bool) -> None:
         cells: dict[tuple[bytes, bytes], int] = {}
@@ -233,21 +233,21 @@ class _Cells:
         self.over = counts[:, None] * self.shares % self.whole
         self.rest = counts - self.even.sum(1)
 
-    def deal(self, generator: np.random.Generator) -> np.ndarray[Any, Any]:
+    def draw(self, generator: np.random.Generator) -> np.ndarray[Any, Any]:
         """The part of each unit."""
-        extra, excess = self._deal_rest(generator)
+        extra, excess = self._assign_rest(generator)
         if extra.any():
             self._exchange(extra, excess)
         number = self.even + extra
         self._fill_empty(number)
-        # Who of a cell goes where is chance alone.
+        # Within a cell, units go to parts at random.
         order = np.lexsort((generator.permutation(len(self.cell_of)), self.cell_of))
         parts = np.empty(len(self.cell_of), dtype=np.int64)
         parts[order] = np.repeat(np.tile(np.arange(len(self.shares)), len(number)), number.ravel())
         return parts
 
-    def _deal_rest(self, generator: np.random.Generator) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """What the cells have left over, large units first; and each part's excess in every stratum."""
+    def _assign_rest(self, generator: np.random.Generator) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Which parts get the units that cells have left over, large units first; and each part's excess by stratum."""
         features, whole = self.features, self.whole
         excess = np.zeros((len(self.shares), features.shape[1]), dtype=np.int64)
         extra = np.zeros_like(self.even)
@@ -310,7 +310,7 @@ class _Cells:
         return True
 
     def _fill_empty(self, number: np.ndarray[Any, Any]) -> None:
-        """Groups may be so uneven that a part has none: it gets the one whose size suits it best."""
+        """Groups may be so uneven that a part has none: it gets the group with the best fitting size."""
         sizes = np.asarray(self.features[:, [0]].todense()).ravel()
         total = int((number.sum(1) * sizes).sum())
         for part in np.flatnonzero((number.sum(0) == 0) & (self.shares > 0)):

@@ -21,7 +21,13 @@ from medtrain.data.tables import PARTICIPANT, SESSION, infer_types, missing_word
 from medtrain.errors import DataError, UsageError, first_lines, nearest
 from medtrain.rundir import new_folder
 
-from medtrain_plugins.standard.splits.partition import deal_folds, hold_outs, is_continuous, leave_one_out, natural_key
+from medtrain_plugins.standard.splits.partition import (
+    assign_folds,
+    hold_outs,
+    is_continuous,
+    leave_one_out,
+    natural_key,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -340,7 +346,7 @@ def _folds(
         names = sorted(set(group), key=lambda name: (natural_key(name), name))
         parts += [({"left_out": name}, (group == name).to_numpy()) for name in names]
     for repeat in range(0 if leave else repeats):
-        fold_of = deal_folds(people, table.strata, n_splits, seed, table.group_of, repeat)
+        fold_of = assign_folds(people, table.strata, n_splits, seed, table.group_of, repeat)
         number = table.people.map(fold_of).to_numpy()
         parts += [({"repeat": repeat}, number == fold) for fold in range(n_splits)]
     config = {

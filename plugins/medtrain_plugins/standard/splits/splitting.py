@@ -5,12 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from medtrain.config import RunConfig
 from medtrain.data.split import Part, Split
 from medtrain.errors import DataError
 from medtrain.protocols.dataset import GROUPS, Data, Dataset, evaluation_of, participants_of, sample_ids_of
 from medtrain.runtime import determinism
 
-from medtrain_plugins.standard.splits.partition import deal_folds, hold_out
+from medtrain_plugins.standard.splits.partition import assign_folds, hold_out
+
+
+def split_data(config: RunConfig, data: Data | None) -> Split:
+    """Split number `config.split` by the section `data`; of no data only how many splits there are."""
+    settings = config.data
+    if data is None:
+        return Split({}, count=count_splits(settings.num_folds, settings.splits))
+    return split_groups(
+        data,
+        config.run.seed,
+        settings.validation_fraction,
+        settings.test_fraction,
+        settings.num_folds,
+        settings.splits,
+        config.split,
+    )
 
 
 def split_groups(
@@ -79,7 +96,7 @@ def _partition(
         rows = [row for row in rows if owners[row] not in held_out]
     if num_folds:
         values = None if strata is None else [strata[row] for row in rows]
-        folds = deal_folds(
+        folds = assign_folds(
             [owners[row] for row in rows], values, num_folds, determinism.derive(seed, determinism.SPLIT)
         )
         group_of |= {owner: "validation" for owner, fold in folds.items() if fold == index}

@@ -1,4 +1,4 @@
-"""How well malignancy is told: correlation with the readers, AUC, and whether probabilities mean what they say."""
+"""How well malignancy is predicted: correlation with the readers' ratings, AUC, and calibration."""
 
 from __future__ import annotations
 
