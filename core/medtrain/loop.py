@@ -440,7 +440,11 @@ def evaluate_group(
             with engine.autocast():
                 outputs = model(batch)
                 result = engine.loss(outputs, batch)
-            totals.add(as_terms(result, len(batch["sample_id"]), world.device, item.empty))
+            samples = len(batch["sample_id"])
+            if isinstance(result, torch.Tensor) and not item.empty:
+                totals.add_mean(result, samples)  # exact: as a term it would be multiplied in single precision
+            else:
+                totals.add(as_terms(result, samples, world.device, item.empty))
             if not item.empty:
                 collector.update(outputs, batch, item.positions)
             if (world.size == 1 or number % SIGNALS_EVERY == 0) and world.any(stop()):
