@@ -119,7 +119,7 @@ def feed(split: Split, **settings: Any) -> Split:
 KILLED = """
 import os, signal
 import test_after_trouble as t
-from medtrain import checkpoint
+from medtrain.rundir import checkpoint
 
 real, saves = checkpoint.write, []
 def write(folder, made):

@@ -16,6 +16,7 @@ from medtrain.protocols.dataset import (
 from medtrain.protocols.loss import Term, Terms, as_terms
 from medtrain.protocols.metric import Array, BatchMetric, Evaluation, Metric, Rows, Undefined, compute_all
 from medtrain.protocols.model import SupervisedModel, TensorModel, evaluation_mode, load_state, move_batch
+from medtrain.protocols.ranking import RankedValue, Ranking
 from medtrain.protocols.report import Section
 from medtrain.protocols.schedule import Plan, Schedule
 from medtrain.protocols.weights import Check, State, Weights
@@ -33,6 +34,8 @@ __all__ = [
     "Evaluation",
     "Metric",
     "Plan",
+    "RankedValue",
+    "Ranking",
     "Rows",
     "Schedule",
     "Score",
