@@ -116,7 +116,7 @@ def read_characteristics(path: Path) -> dict[str, dict[str, Any]]:
         if name not in names:
             continue
         cells = [row[names.index(name)] for row in rows]
-        values: Sequence[Any] = cells
+        values: Any = cells
         if name != "growth":
             values, bad = parse_numbers(cells, empty=True)
             if len(bad):
