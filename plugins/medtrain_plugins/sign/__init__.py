@@ -34,9 +34,7 @@ class KArSL:
 
     @hookimpl
     def build_data(self, config: RunConfig) -> Data:
-        """Train, validation and test clips. Open settings of the configuration are completed here, before they are
-        used.
-        """
+        """Train, validation and test clips. Open settings of the configuration are completed first."""
         from medtrain_plugins.sign.build_data import build_data
         from medtrain_plugins.sign.options import resolve_options
 

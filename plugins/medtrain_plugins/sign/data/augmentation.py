@@ -1,7 +1,7 @@
 """Augmentation of whole clips, on the device: mirror image, rotation, zoom, shift, and random frame times.
 
-The settings are those of published training. A clip is changed before it is sampled, so that one blended frame
-between a missing and a seen hand is a blend of what the changed clip shows.
+The settings are those of published training. A clip is changed before it is sampled, so that interpolation between a
+missing and a detected hand uses the changed frames.
 """
 
 from __future__ import annotations
@@ -114,9 +114,7 @@ def mirror(frames: Tensor, adjusted: bool, mode: FlipMode = "corrected") -> Tens
 
 
 def move_(frames: Tensor, factor: Tensor, shift: Tensor) -> None:
-    """Rotates, scales and shifts detected groups of frames (N, 184, 4) in place: x + iy becomes factor (x + iy) +
-    shift.
-    """
+    """Moves detected groups of frames (N, 184, 4) in place: x + iy becomes factor (x + iy) + shift."""
     xy = torch.view_as_complex(frames.view(-1, LANDMARKS, 2, 2)[:, :, 0])
     xy *= factor[:, None]
     for rows, seen in _seen(frames):

@@ -31,9 +31,7 @@ COLUMNS = ("sample_id", "clip", "sign", "signer", "split", "length", "normalisat
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip with its sign and signer. frames: (L, 184, 4), any float type. split: `train` or `test`, as
-    published.
-    """
+    """A clip with its sign and signer. frames: (L, 184, 4), any float type. split: `train` or `test`, as published."""
 
     clip: str
     sign: int

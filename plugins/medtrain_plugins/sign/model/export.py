@@ -229,9 +229,7 @@ def _logits(running: onnxruntime.InferenceSession, keypoints: Array) -> Array:
 
 
 def sampled(dataset: Any, model: SignTransformer, most: int) -> Iterator[tuple[Array, Array]]:
-    """Clips as the model samples them, and their classes, in batches of 64: at most `most`, evenly spread over a
-    dataset.
-    """
+    """Clips as the model samples them, and their classes, in batches of 64: at most `most`, evenly spread."""
     rows = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(int)).tolist()
     for start in range(0, len(rows), max(BATCH_SIZES)):
         batch = collate([dataset[row] for row in rows[start : start + max(BATCH_SIZES)]])
