@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from medtrain import Data, TensorModel, Trainer, hookimpl
-from medtrain.maps import Maps
+from medtrain.rundir import Maps
 from safetensors.torch import load_file
 from torch import nn
 from torch.multiprocessing import ProcessRaisedException

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from medtrain import Data
-from medtrain.assemble import split_data
 from medtrain.config import RunConfig
 from medtrain.data import Loader
+from medtrain.plugins import Plugins
 from medtrain.training.loaders import make_loader
 from toy_plugin import Vectors
 
@@ -29,7 +29,9 @@ class Rare(Vectors):
 
 def loader(group: str = "train", device: str = "cpu", **settings: Any) -> Loader:
     config = RunConfig.model_validate({"data": {"batch_size": 4, **settings}})
-    split = split_data(config, Data(train=Rare(0, 22), validation=Vectors(40, 9)))
+    split = Plugins.of([]).first_result(
+        "split_data", config=config, data=Data(train=Rare(0, 22), validation=Vectors(40, 9))
+    )
     world = SimpleNamespace(rank=0, size=1, device=torch.device(device))
     return make_loader(config, split, group, SimpleNamespace(world=world, augmentation=None))  # type: ignore[arg-type]
 
@@ -73,5 +75,5 @@ def test_processes() -> None:
 )
 def test_the_parts_of_one_dataset(settings: dict[str, Any], sizes: dict[str, int]) -> None:
     config = RunConfig.model_validate({"data": settings})
-    split = split_data(config, Data(whole=Vectors(0, 100)))
+    split = Plugins.of([]).first_result("split_data", config=config, data=Data(whole=Vectors(0, 100)))
     assert {name: len(dataset) for name, dataset in split.groups.items()} == sizes

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from medtrain.errors import UsageError
 from medtrain.rundir import directory as maps
+from medtrain.rundir import write_json
 from medtrain.rundir.directory import Maps
+from medtrain.rundir.environment import environment
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def test_a_folder_that_is_no_run(tmp_path: Path, run: Maps) -> None:
         Maps.open(tmp_path)
     with pytest.raises(UsageError, match="neither a run directory nor inside one"):
         Maps.containing(tmp_path)
-    maps.write_json(run.path / "maps.json", {"schema": 99})
+    write_json(run.path / "maps.json", {"schema": 99})
     with pytest.raises(UsageError, match="schema 99, this medtrain reads 1"):
         Maps.open(run.path)
 
@@ -159,7 +161,7 @@ def test_default_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_environment_names_versions(run: Maps) -> None:
-    facts = maps.environment()
+    facts = environment()
     assert facts["packages"]["torch"] == facts["torch"].split("+")[0] or facts["torch"].startswith("2")
     assert json.loads(json.dumps(facts)) == facts
     assert set(facts) == {"medtrain", "python", "platform", "torch", "threads", "gpu", "command", "git", "packages"}

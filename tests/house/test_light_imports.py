@@ -19,7 +19,7 @@ except SystemExit as end:
 DEFAULTS = """
 from importlib import import_module
 from medtrain import plugins
-for path in getattr(plugins, "DEFAULT_PLUGINS", ()):
+for path in plugins.DEFAULT_PLUGINS.values():
     import_module(path.partition(":")[0])
 """
 

@@ -14,7 +14,7 @@ from medtrain.protocols.dataset import OPTIONAL, sample_ids_of
 KEYS = ("image", "label")
 
 
-class Named:
+class NamedSamples:
     """A dataset of tuples or dicts with names for the parts and for every sample.
 
     keys: names of a tuple's parts. prefix: sample i is called `<prefix>-<i>` unless the dataset names its samples.
@@ -65,7 +65,10 @@ class Weighted:
 
 
 def named(dataset: Any, group: str) -> Any:
-    """The dataset as it is when its samples are dicts with `sample_id`, else under `Named`. Reads its first sample."""
+    """The dataset itself when its samples are dicts with `sample_id`, else `NamedSamples` of it.
+
+    Reads its first sample.
+    """
     if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")) or isinstance(dataset, IterableDataset):
         raise DataError(
             f"group {group!r}: {type(dataset).__name__} cannot be read by index; give a map-style dataset "
@@ -73,10 +76,10 @@ def named(dataset: Any, group: str) -> Any:
         )
     if not len(dataset) or (isinstance(first := dataset[0], Mapping) and "sample_id" in first):
         return dataset
-    return Named(dataset, prefix=group)
+    return NamedSamples(dataset, prefix=group)
 
 
-def adopt(loader: DataLoader[Any]) -> tuple[Any, dict[str, Any]]:
+def from_dataloader(loader: DataLoader[Any]) -> tuple[Any, dict[str, Any]]:
     """A ready-made loader as (dataset, keyword arguments of `Split.build_*_loader`).
 
     Its dataset, batch size, order, workers and collate function are taken over; the batches are drawn by the core,

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
-from medtrain.data.adapters import Weighted, adopt, named
+from medtrain.data.adapters import Weighted, from_dataloader, named
 from medtrain.data.loader import Loader
 from medtrain.errors import DataError, first_lines
 from medtrain.protocols.dataset import Data, Dataset, participants_of, sample_ids_of
@@ -68,7 +68,7 @@ class Split:
         for group, given in (("train", train), ("validation", validation), ("test", test)):
             if given is None:
                 continue
-            dataset, settings = adopt(given) if isinstance(given, DataLoader) else (given, None)
+            dataset, settings = from_dataloader(given) if isinstance(given, DataLoader) else (given, None)
             split.groups[group] = named(dataset, group)
             if settings is not None and group == "train":
                 split.build_train_loader(**settings)

@@ -30,12 +30,30 @@ _NOT_KEPT = ("device", "dtype", "size_average", "reduce")
 _LARGEST = 100_000  # numbers of an array that are written down
 
 
-class Unwritable(Exception):
+# Where an object is recorded by its public name, which stays when files move.
+PUBLIC_HOMES = ("medtrain", "medtrain.data", "medtrain.protocols", "medtrain.testing")
+# Modules and names by the paths that earlier releases recorded, and where they are now. A plugin whose modules move
+# has such a table too, MOVED in the package above them.
+MOVED = {
+    "medtrain.callbacks": "medtrain",
+    "medtrain.data.adapt": "medtrain.data",
+    "medtrain.data.adapt:Named": "medtrain.data:NamedSamples",
+    "medtrain.data.contract": "medtrain.protocols",
+    "medtrain.data.loader": "medtrain.data",
+    "medtrain.data.split": "medtrain.data",
+    "medtrain.metrics": "medtrain.protocols",
+    "medtrain.model": "medtrain.protocols",
+    "medtrain.schedules": "medtrain.protocols",
+    "medtrain.toy": "medtrain.testing",
+}
+
+
+class NotSerializable(Exception):
     """Why an object cannot be written down."""
 
 
 def recipe(value: Any) -> Any:
-    """A JSON description of `value`. Raises Unwritable."""
+    """A JSON description of `value`. Raises NotSerializable."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -48,7 +66,7 @@ def recipe(value: Any) -> Any:
         return [recipe(item) for item in value]
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
-            raise Unwritable("a dictionary with keys that are no text")
+            raise NotSerializable("a dictionary with keys that are no text")
         return {"dict": {key: recipe(item) for key, item in value.items()}}
     if inspect.isfunction(value) or inspect.isclass(value):
         return {"name": _import_path(value)}
@@ -129,7 +147,7 @@ def callable_class(kind: type) -> bool:
 def _array(value: Any) -> Recipe:
     array = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
     if array.size > _LARGEST or array.dtype.kind not in "biuf":
-        raise Unwritable(f"an array of {array.size} {array.dtype} values")
+        raise NotSerializable(f"an array of {array.size} {array.dtype} values")
     return {"array": array.tolist(), "dtype": str(array.dtype), "torch": isinstance(value, torch.Tensor)}
 
 
@@ -145,16 +163,16 @@ def _arguments(value: Any) -> Recipe:
         if parameter.name in _NOT_KEPT:
             continue
         if parameter.kind is parameter.VAR_POSITIONAL:
-            raise Unwritable(f"{name} takes positional arguments only it knows")
+            raise NotSerializable(f"{name} takes positional arguments only it knows")
         if not hasattr(value, parameter.name):
-            raise Unwritable(f"{name} does not keep its argument {parameter.name!r} in an attribute of that name")
+            raise NotSerializable(f"{name} does not keep its argument {parameter.name!r} in an attribute of that name")
         kept = getattr(value, parameter.name)
         if parameter.name == "bias" and parameter.default is True:
             kept = kept is not None and kept is not False  # layers keep the parameter instead of the wish for one
         try:
             arguments[parameter.name] = recipe(kept)
-        except Unwritable as error:
-            raise Unwritable(f"{name}.{parameter.name}: {error}") from None
+        except NotSerializable as error:
+            raise NotSerializable(f"{name}.{parameter.name}: {error}") from None
     return arguments
 
 
@@ -167,17 +185,25 @@ def _parameters(kind: type) -> Sequence[inspect.Parameter]:
 def _import_path(value: Any) -> str:
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
     if not module or module == "__main__" or "<" in name or not name:
-        raise Unwritable(f"{name or value!r} cannot be imported by its path (it lives in {module or 'no module'})")
-    if _find_quietly(f"{module}:{name}") is not value:
-        raise Unwritable(f"{module}:{name} is something else")
-    return f"{module}:{name}"
+        raise NotSerializable(f"{name or value!r} cannot be imported by its path (it lives in {module or 'no module'})")
+    for home in (*PUBLIC_HOMES, module):
+        if _find_quietly(f"{home}:{name}") is value:
+            return f"{home}:{name}"
+    raise NotSerializable(f"{module}:{name} is something else")
 
 
 def _find(path: str, what: str) -> Any:
-    found = _find_quietly(path)
+    found = _find_quietly(_present_path(path))
     if found is None:
         raise UsageError(f"the recorded {what} needs {path}, which cannot be imported here; give the {what} yourself")
     return found
+
+
+def _present_path(path: str) -> str:
+    """Where an object is now whose path an older release recorded."""
+    module, separator, name = path.partition(":")
+    moved = MOVED | (_find_quietly(f"{module.rpartition('.')[0]}:MOVED") or {})
+    return str(moved.get(path, moved.get(module, module) + separator + name))
 
 
 def _find_quietly(path: str) -> Any:

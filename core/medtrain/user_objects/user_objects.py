@@ -15,7 +15,7 @@ from medtrain.hookspecs import hookimpl
 from medtrain.protocols.metric import BatchMetric, Metric
 from medtrain.protocols.model import SupervisedModel, TensorLoss, TensorModel
 from medtrain.protocols.schedule import Schedule
-from medtrain.user_objects.recipe import Unwritable, callable_class, rebuild, recipe
+from medtrain.user_objects.recipe import NotSerializable, callable_class, rebuild, recipe
 
 Metrics = Mapping[str, Any] | Sequence[Metric]
 
@@ -146,7 +146,7 @@ def described(value: Any) -> Any:
     """A recipe, or the reason why there is none."""
     try:
         return recipe(value)
-    except Unwritable as error:
+    except NotSerializable as error:
         return {"unwritable": str(error)}
 
 

@@ -10,7 +10,7 @@ from medtrain.errors import ConfigError, DataError
 from medtrain_plugins.brain import Brain
 from medtrain_plugins.brain.model.losses import ClassLoss, ReconstructionLoss, RegressionLoss, SegmentationLoss
 from medtrain_plugins.brain.options import BrainOptions
-from medtrain_plugins.brain.tasks import build_loss, build_metrics, build_model, learn, settle
+from medtrain_plugins.brain.tasks import build_loss, build_metrics, build_model, infer_from_data, resolve_options
 from torch.nn import functional
 from torch.utils.data import Subset
 
@@ -112,8 +112,8 @@ def test_a_task_is_completed_from_its_data_and_can_learn(
     task: Any, dataset: Volumes, network: dict[str, Any], output: tuple[int, ...], main: str
 ) -> None:
     options = BrainOptions(task=task, label="x", **network)
-    settle(options, dataset)
-    learn(options, dataset)
+    resolve_options(options, dataset)
+    infer_from_data(options, dataset)
     assert options.input_shape == [1, 8, 8, 8]
     torch.manual_seed(0)
     model, loss, metrics = build_model(options), build_loss(options), build_metrics(options)
@@ -139,17 +139,17 @@ def test_a_task_is_completed_from_its_data_and_can_learn(
 
 def test_what_follows_from_labels_is_learnt_once_and_from_the_training_group() -> None:
     options = BrainOptions(class_weights="balanced")
-    settle(options, Volumes([0, 0, 0, 1]))
+    resolve_options(options, Volumes([0, 0, 0, 1]))
     assert options.class_weights == "balanced" and options.classes == ["0", "1"]
-    learn(options, Volumes([0, 0, 0, 1]))
+    infer_from_data(options, Volumes([0, 0, 0, 1]))
     assert options.class_weights == pytest.approx([4 / 6, 2.0])
-    learn(options, Volumes([0, 1, 1, 1]))
+    infer_from_data(options, Volumes([0, 1, 1, 1]))
     assert options.class_weights == pytest.approx([4 / 6, 2.0])
     ages = BrainOptions(task="regression")
-    learn(ages, Volumes([60.0, 80.0], classes=False))
+    infer_from_data(ages, Volumes([60.0, 80.0], classes=False))
     assert ages.label_scale == [70.0, 10.0]
     part = BrainOptions(task="regression")
-    learn(part, Subset(Volumes([60.0, 10.0, 80.0, 90.0], classes=False), [0, 2]))
+    infer_from_data(part, Subset(Volumes([60.0, 10.0, 80.0, 90.0], classes=False), [0, 2]))
     assert part.label_scale == [70.0, 10.0]
 
 
@@ -200,13 +200,13 @@ def test_standardised_images_have_no_unit() -> None:
 
 def test_what_a_task_cannot_use_is_said() -> None:
     with pytest.raises(DataError, match="one value only"):
-        settle(BrainOptions(), Volumes([0, 0]))
+        resolve_options(BrainOptions(), Volumes([0, 0]))
     with pytest.raises(ConfigError, match="3 weights for 2 classes"):
         build_loss(BrainOptions(class_weights=[1.0, 2.0, 3.0], classes=["a", "b"]))
     with pytest.raises(DataError, match="no classes"):
-        settle(BrainOptions(), Volumes([0.5], classes=False))
+        resolve_options(BrainOptions(), Volumes([0.5], classes=False))
     with pytest.raises(DataError, match="no training image of class b"):
-        learn(BrainOptions(class_weights="balanced", classes=["a", "b"]), Volumes([0, 0]))
+        infer_from_data(BrainOptions(class_weights="balanced", classes=["a", "b"]), Volumes([0, 0]))
     with pytest.raises(ConfigError, match="label_scale"):
         build_loss(BrainOptions(task="regression"))
     with pytest.raises(ConfigError, match="input_shape"):

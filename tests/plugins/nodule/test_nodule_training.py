@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from medtrain import Run, Trainer, hookimpl
-from medtrain.assemble import split_data
 from medtrain.config import Layers
 from medtrain.data import Data
 from medtrain.errors import ConfigError, DataError
@@ -355,7 +354,9 @@ def test_settings_that_whole_scans_do_not_allow_are_refused(
 def test_feeding_settings_reach_the_loader_and_workers_make_the_same_batches(manifest: Path) -> None:
     def loader(device: str = "cpu", **settings: Any) -> Any:
         config = config_of(manifest, data=settings)
-        split = split_data(config, build_data(config, config.options("pivot")))
+        split = Plugins.of([]).first_result(
+            "split_data", config=config, data=build_data(config, config.options("pivot"))
+        )
         world = SimpleNamespace(rank=0, size=1, device=torch.device(device))
         return make_loader(config, split, "train", SimpleNamespace(world=world, augmentation=None))  # type: ignore[arg-type]
 

@@ -18,24 +18,29 @@ import numpy as np
 import numpy.typing as npt
 from medtrain.errors import DataError
 
+from medtrain_plugins.imaging import dicom
+from medtrain_plugins.imaging.pixels import is_dicom
+from medtrain_plugins.imaging.volume import RAS_TO_LPS
+
 Array = npt.NDArray[Any]
 Triple = tuple[int, int, int]
 
 NIFTI = (".nii", ".nii.gz")
 _GZIP = b"\x1f\x8b"
 _LENGTHS = {1: 348, 2: 540}  # bytes of a header, by version of NIfTI
+_UNITS = {1: "metres", 3: "micrometres"}  # of lengths, by their code
 _KINDS = "iuf"  # of numbers that can be an intensity
 
 
 class Volume(NamedTuple):
-    """Voxels (I, J, K) or (I, J, K, T) and the affine (4, 4) that takes their indices to millimetres, RAS+."""
+    """Voxels (I, J, K) or (I, J, K, T) and the affine (4, 4) from their indices to millimetres, RAS+."""
 
     array: Array
     affine: Array
 
 
 class Header(NamedTuple):
-    """What a NIfTI header says. raw: its bytes. offset: of the voxels in the file. codes: of sform and qform."""
+    """A NIfTI header. raw: its bytes. offset: of the voxels in the file. codes: of sform and qform."""
 
     raw: bytes
     shape: tuple[int, ...]
@@ -53,7 +58,7 @@ class Header(NamedTuple):
 
     @property
     def scaled(self) -> bool:
-        """Whether values are stored times slope plus intercept."""
+        """Whether values are the stored numbers times slope plus intercept."""
         return (self.slope, self.intercept) != (1.0, 0.0)
 
     def spatial(self, dimensions: int) -> tuple[int, ...]:
@@ -69,7 +74,7 @@ class Header(NamedTuple):
         return shape
 
     def problem(self, dimensions: int = 3) -> str | None:
-        """Why it cannot be used as a volume of 3 (or a series, 4) dimensions, or None."""
+        """The reason why it cannot be used as a volume (or a series of volumes), or None."""
         try:
             shape = self.spatial(dimensions)
         except ValueError as error:
@@ -79,7 +84,7 @@ class Header(NamedTuple):
         return self.affine_problem()
 
     def affine_problem(self) -> str | None:
-        """Why its voxels have no place in space, or None."""
+        """The reason why its voxels have no position in space, or None."""
         turn = self.affine[:3, :3]
         if not np.isfinite(self.affine).all():
             return "the affine has values that are not finite"
@@ -123,7 +128,7 @@ def read_header(path: str | Path) -> Header:
     except zlib.error as error:
         raise DataError(f"{path}: the compressed file is damaged ({error}); copy it again") from None
     header = parse_header(first, path)
-    # A gzip file ends with its decoded size. Where that does not fit, the file is cut, or made of several parts.
+    # A gzip file ends with its decoded size. If that differs, the file is truncated, or has several parts.
     if struct.unpack("<I", end)[0] != (header.offset + header.nbytes) % 2**32:
         read_stored(path)
     return header
@@ -157,6 +162,8 @@ def parse_header(start: bytes, path: str | Path) -> Header:
         raise DataError(f"{path}: the NIfTI header cannot be used: {error}") from None
     if dtype.kind not in _KINDS or dtype.names is not None:
         raise DataError(f"{path}: voxels are of type {dtype}, numbers are needed (one a voxel); convert it")
+    if (unit := _UNITS.get(int(header["xyzt_units"]) & 7)) is not None:
+        raise DataError(f"{path}: its lengths are in {unit}; convert it to millimetres")
     if min(shape, default=0) < 0:
         raise DataError(f"{path}: the NIfTI header names a negative length: {shape}")
     return Header(
@@ -165,7 +172,7 @@ def parse_header(start: bytes, path: str | Path) -> Header:
 
 
 def _affine(header: Any) -> Array:
-    """The header's affine; not finite where it has no valid one."""
+    """The header's affine; not finite if it has no valid one."""
     try:
         return np.asarray(header.get_best_affine(), dtype=np.float64)
     except (ValueError, np.linalg.LinAlgError):
@@ -175,8 +182,8 @@ def _affine(header: Any) -> Array:
 def read_stored(path: str | Path, known: Header | None = None) -> tuple[Array, Header]:
     """Voxels as they are stored, in the header's shape and order of axes, unscaled, and the header.
 
-    known: the header as read before, which is taken when the file's is the same, bit for bit.
-    Raises DataError when the file is damaged or cut short.
+    known: the header read before, which is used if the file's header is bit-identical. Raises DataError when the file
+    is damaged or cut short.
     """
     try:
         content = Path(path).read_bytes()
@@ -197,7 +204,7 @@ def scale(stored: Array, header: Header) -> Array:
     """The values of stored voxels, float32."""
     if not header.scaled:
         return stored.astype(np.float32, copy=False)
-    # In float64, as one rounding is less than two: stored numbers may have more digits than float32 keeps.
+    # In float64, to round once instead of twice: stored numbers may have more digits than float32.
     return (stored.astype(np.float64) * header.slope + header.intercept).astype(np.float32)
 
 
@@ -207,7 +214,7 @@ def read_volume(path: str | Path) -> Volume:
     Raises DataError when it cannot be read.
     """
     path = Path(path)
-    if path.is_dir() or path.suffix.lower() in (".dcm", ".ima") or (not path.suffix and _is_dicom(path)):
+    if path.is_dir() or path.suffix.lower() in (".dcm", ".ima") or (not path.suffix and is_dicom(path)):
         return read_dicom(path)
     if is_nifti(path):
         stored, header = read_stored(path)
@@ -226,70 +233,23 @@ def read_dicom(path: str | Path) -> Volume:
     """One slice from a DICOM file, or a volume from a folder with the slices of one series, in units of the modality.
 
     Slices are ordered by where they lie. The affine is turned from DICOM's axes (left, back) to NIfTI's (right, front).
-    Raises DataError naming files that are no DICOM, and for series whose slices differ in size or direction, repeat, or
-    are not evenly spaced.
+    Raises DataError naming files that are no DICOM or do not say where their voxels are, and for series whose slices
+    differ in size or direction, repeat, or are not evenly spaced.
     """
     path = Path(path)
-    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-    slices = [_read_slice(file) for file in files]
-    if not slices:
-        raise DataError(f"{path}: there are no DICOM files in this folder")
-    if len({series for series, *_ in slices}) > 1:
-        raise DataError(f"{path}: the folder holds several series; give each a folder of its own")
-    shapes = {pixels.shape for _, pixels, _ in slices}
-    turns = np.stack([affine[:3, :2] for _, _, affine in slices])
-    if len(shapes) > 1 or np.ptp(turns, axis=0).max() > 1e-3:
-        raise DataError(f"{path}: slices of the series differ in size, spacing or direction")
-    normal = slices[0][2][:3, 2]
-    depths = np.array([affine[:3, 3] @ normal / np.linalg.norm(normal) for _, _, affine in slices])
-    order = np.argsort(depths, kind="stable")
-    affine = slices[order[0]][2].copy()
-    if len(slices) > 1:
-        steps = np.diff(depths[order])
-        if steps.min() <= 1e-3 or np.ptp(steps) > 0.1 * steps.mean():
-            raise DataError(f"{path}: slices of the series repeat or are not evenly spaced; some may be missing")
-        affine[:3, 2] = normal / np.linalg.norm(normal) * steps.mean()
-    return Volume(np.stack([slices[i][1] for i in order], axis=-1), affine)
-
-
-def _read_slice(file: Path) -> tuple[str, Array, Array]:
-    """The series, the pixels (I, J) float32 and the affine of a DICOM file with one frame."""
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-    from pydicom.pixels import apply_rescale
-
-    try:
-        dataset = pydicom.dcmread(file)
-        pixels = apply_rescale(dataset.pixel_array, dataset).astype(np.float32)
-    except InvalidDicomError:
-        raise DataError(f"{file}: not a DICOM file") from None
-    except FileNotFoundError:
-        raise DataError(f"{file}: there is no such file") from None
-    except Exception as error:  # decoders have their own
-        raise DataError(f"{file}: the DICOM file cannot be decoded: {error}") from None
-    if pixels.ndim != 2:
-        raise DataError(f"{file}: the DICOM file has {pixels.ndim} dimensions, one gray slice is expected")
-    rows, columns = map(float, dataset.get("PixelSpacing", (1, 1)))
-    directions = np.array(dataset.get("ImageOrientationPatient", (1, 0, 0, 0, 1, 0)), dtype=np.float64)
-    along, down = directions[:3], directions[3:]
-    affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1] = along * columns, down * rows
-    affine[:3, 2] = np.cross(along, down) * float(dataset.get("SliceThickness") or 1)
-    affine[:3, 3] = np.array(dataset.get("ImagePositionPatient", (0, 0, 0)), dtype=np.float64)
-    affine[:2] *= -1
-    return str(dataset.get("SeriesInstanceUID", "")), pixels.T, affine
-
-
-def _is_dicom(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file")
+    if path.is_dir():
+        read = dicom.read_folder(path, interpolate=False)
+    else:
+        read = dicom.read_series([path])
+    # The file's slices, rows and columns become columns, rows and slices.
+    array = read.to_source_order(read.array).transpose(2, 1, 0).astype(np.float32)
+    return Volume(array, RAS_TO_LPS @ read.source_affine()[:, [2, 1, 0, 3]])
 
 
 def orient(array: Array, affine: Array) -> Volume:
-    """The same volume with axes turned so that they run closest to right, front and up (RAS+). Views, no resampling."""
+    """The same volume with axes reordered to be nearest to right, front and up (RAS+). Views, no resampling."""
     from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
     turns = io_orientation(affine)
@@ -303,7 +263,7 @@ def voxel_size(affine: Array) -> Array:
 
 
 def same_place(first: Array, second: Array, tolerance: float = 0.05) -> bool:
-    """Whether two affines put voxels in the same places, up to a part of a voxel over a hundred of them."""
+    """Whether two affines give the same voxel positions, up to a part of a voxel over a hundred voxels."""
     corners = np.array([[0, 0, 0, 1], [100, 0, 0, 1], [0, 100, 0, 1], [0, 0, 100, 1]], dtype=np.float64)
     voxel = np.linalg.norm(first[:3, :3], axis=0).min()
     return bool(np.abs((first - second) @ corners.T).max() <= tolerance * voxel)

@@ -13,8 +13,9 @@ Array = npt.NDArray[Any]
 
 
 def correlations(x: npt.ArrayLike, y: npt.ArrayLike) -> dict[str, float]:
-    """`pearson`, `pearson_p`, `spearman`, `spearman_p` (two-sided) of values (N,); NaN below 3 pairs or where one side
-    is constant."""
+    """`pearson`, `pearson_p`, `spearman`, `spearman_p` (two-sided) of values (N,); NaN for fewer than 3 pairs, or if
+    one side is constant.
+    """
     from scipy import stats
 
     x, y = (np.asarray(values, dtype=np.float64) for values in (x, y))
@@ -28,14 +29,12 @@ def correlations(x: npt.ArrayLike, y: npt.ArrayLike) -> dict[str, float]:
 
 def auc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     """The share of (positive, negative) pairs in which the positive scores higher, ties half; NaN of one class."""
-    from scipy.stats import rankdata
+    from sklearn.metrics import roc_auc_score
 
-    scores, positive = np.asarray(scores, dtype=np.float64), np.asarray(labels).astype(np.bool_)
-    positives, negatives = int(positive.sum()), int((~positive).sum())
-    if not positives or not negatives:
+    positive = np.asarray(labels).astype(np.bool_)
+    if positive.all() or not positive.any():
         return math.nan
-    ranks = rankdata(scores)[positive].sum()
-    return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
+    return float(roc_auc_score(positive, np.asarray(scores, dtype=np.float64)))
 
 
 def calibration_curve(probabilities: npt.ArrayLike, labels: npt.ArrayLike, bins: int = 10) -> dict[str, Any]:
