@@ -32,6 +32,7 @@ from medtrain.rundir.environment import check_recorded, environment, setup
 from medtrain.rundir.retention import LAST
 from medtrain.runtime import determinism, distributed
 from medtrain.runtime.distributed import World
+from medtrain.runtime.precision import choose_amp
 from medtrain.training.engine import Engine
 from medtrain.training.evaluation import evaluate
 from medtrain.training.fit import Fit
@@ -285,7 +286,8 @@ class Trainer:
         world = distributed.join(config.computational.device)
         config = config.with_fresh_model()
         model = unwrap(assemble.build_module(config, self.plugins, world))
-        run = Run(config, model, world.device, folder, split=split_idx)
+        run = Run(config, model, world.device, folder, split=split_idx, is_main_process=world.is_main)
+        run.world, run.amp = world, choose_amp(config.computational.amp, world.device)
         path = self._evaluated_checkpoint(folder, checkpoint)
         load_state(run.model, checkpoint_weights(path), str(path))
         run.model.eval()
