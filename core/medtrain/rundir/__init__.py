@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from medtrain.rundir.checkpoint import read_manifest
-from medtrain.rundir.directory import Maps, SplitFolder, default_path
+from medtrain.rundir.directory import Maps, SplitFolder, check_creatable, default_path
 from medtrain.rundir.evaluation_files import (
     METRICS,
     PLOTS,
@@ -14,7 +14,8 @@ from medtrain.rundir.evaluation_files import (
     predictions_of,
     read_predictions,
 )
-from medtrain.rundir.files import new_folder, read_json, replace_file, sha256, strict, write_json, write_text
+from medtrain.rundir.files import new_folder, read_json, replace_file, sha256, sha256_of, strict, write_json, write_text
+from medtrain.rundir.resolve import find_checkpoint, locate
 
 __all__ = [
     "METRICS",
@@ -23,8 +24,11 @@ __all__ = [
     "REPORT",
     "Maps",
     "SplitFolder",
+    "check_creatable",
     "default_path",
     "describe",
+    "find_checkpoint",
+    "locate",
     "new_folder",
     "predictions",
     "predictions_of",
@@ -33,6 +37,7 @@ __all__ = [
     "read_predictions",
     "replace_file",
     "sha256",
+    "sha256_of",
     "strict",
     "write_json",
     "write_text",

@@ -10,9 +10,8 @@ from typing import Any, Literal, NamedTuple
 from medtrain.config.sections import CheckpointSection
 from medtrain.errors import CheckpointError
 from medtrain.rundir import checkpoint
+from medtrain.rundir.directory import LAST as LAST
 from medtrain.rundir.directory import SplitFolder
-
-LAST = "last"
 
 
 class Mark(NamedTuple):
