@@ -35,7 +35,7 @@ from medtrain.runtime import determinism, distributed
 from medtrain.runtime.distributed import World
 from medtrain.training.engine import Engine
 from medtrain.training.evaluation import evaluate
-from medtrain.training.fit import Fit, restore_from
+from medtrain.training.fit import Fit
 from medtrain.training.loaders import make_loader
 from medtrain.user_objects import record
 from medtrain.user_objects.user_objects import Metrics, UserObjects, as_metrics, from_recipes
@@ -394,14 +394,13 @@ class Trainer:
 
     def _run(self, folder: SplitFolder, parts: Training, source: Path | None) -> TrainResult:
         run, world, monitor = parts.run, parts.engine.world, parts.monitor
-        fit = Fit(run, parts.engine, parts.split, self.plugins, folder, monitor)
+        fit = Fit(run, parts.engine, parts.split, self.plugins, folder)
         if source is not None:
-            for problem in restore_from(fit, source):
-                folder.log(f"damaged checkpoint passed over: {problem}")
+            fit.restore(source)
         if world.is_main:
             folder.inputs.write(run.config.to_toml(), setup(run.config, world.device, world.size))
         fit.start(resumed=source is not None)
-        fit.go()
+        fit.run()
         world.barrier()
         best = folder.checkpoint(f"best-{monitor.name}")
         value = {"name": monitor.name, "value": fit.best.best, "epoch": fit.best.epoch}

@@ -25,26 +25,8 @@ from medtrain.config.sections import (
 )
 
 __all__ = [
-    "COURSES",
-    "CheckpointSection",
-    "ComputationalConfig",
-    "ComputationalSection",
-    "DataSection",
-    "EarlyStoppingSection",
-    "Layers",
-    "OptimizationConfig",
-    "OptimizationSection",
-    "ParameterGroup",
-    "RunConfig",
-    "RunSection",
-    "SchedulerSection",
-    "SectionModel",
-    "Stage",
-    "TransferSection",
-    "ValidationSection",
-    "check_stages",
-    "configure",
-    "locate",
-    "parse_value",
-    "read_toml",
-]
+    "COURSES", "CheckpointSection", "ComputationalConfig", "ComputationalSection", "DataSection",
+    "EarlyStoppingSection", "Layers", "OptimizationConfig", "OptimizationSection", "ParameterGroup", "RunConfig",
+    "RunSection", "SchedulerSection", "SectionModel", "Stage", "TransferSection", "ValidationSection",
+    "check_stages", "configure", "locate", "parse_value", "read_toml",
+]  # fmt: skip

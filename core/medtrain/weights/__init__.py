@@ -10,17 +10,6 @@ from medtrain.weights.state_dicts import METADATA, plain_state, read_about, read
 from medtrain.weights.weights_file import weights_file
 
 __all__ = [
-    "METADATA",
-    "SavedModel",
-    "Shell",
-    "State",
-    "Weights",
-    "load_state",
-    "plain_state",
-    "read_about",
-    "read_model",
-    "read_state",
-    "read_weights",
-    "unpickle",
-    "weights_file",
-]
+    "METADATA", "SavedModel", "Shell", "State", "Weights", "load_state", "plain_state", "read_about", "read_model",
+    "read_state", "read_weights", "unpickle", "weights_file",
+]  # fmt: skip

@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from medtrain.errors import DataError, first_lines
 
-from medtrain_plugins.nodule.scans.volume import Volume, no_pixels
+from medtrain_plugins.imaging.volume import Volume, no_pixels
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -31,6 +31,9 @@ _TWICE = 1e-3
 _GAP, _JITTER = 1.5, 0.05
 _TILT = 0.1  # degrees
 _ALIKE = 1e-4  # of direction cosines; relative, of spacings
+_SECONDARY_CAPTURES = "1.2.840.10008.5.1.4.1.1.7"  # pictures of a screen; the multi-frame classes begin with it as well
+_AIR = -1000  # HU
+_NO_MARK = "not a DICOM file: it lacks the mark DICM"
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Slice:
     path: Path
     frame: int
     instance: str
+    modality: str
     size: tuple[int, int]
     position: Array
     rows: Array
@@ -68,9 +72,10 @@ class Series:
     description: str = ""
     slices: list[Slice] | None = None
     paths: list[Path] | None = None
+    instances: list[str] = field(default_factory=list)  # the SOPInstanceUID of each path
 
 
-class _Unfit(Exception):
+class Unfit(Exception):
     """Why a file or a frame cannot be a slice."""
 
 
@@ -83,11 +88,14 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def read_folder(path: Path, *, series: str | None = None, force: bool = False, pixels: bool = True) -> Volume:
+def read_folder(
+    path: Path, *, series: str | None = None, force: bool = False, pixels: bool = True, interpolate: bool = True
+) -> Volume:
     """The volume in a folder of DICOM files and the folders in it.
 
     series: which, needed when there are several. force: take files without the mark of DICOM as well.
-    pixels: read them, not only the headers. Raises DataError.
+    pixels: read them, not only the headers. interpolate: slices that are not evenly spaced, a gap among them, to a
+    regular grid; else they are refused. Raises DataError.
     """
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
     if not files:
@@ -96,14 +104,18 @@ def read_folder(path: Path, *, series: str | None = None, force: bool = False, p
     images = {uid: one for uid, one in found.items() if one.slices}
     if not images:
         said = first_lines([f"{file.name}: {reason}" for file, reason in others], limit=5)
-        hint = "" if force else "\nFiles that lack the mark DICM and are DICOM all the same are read with force."
+        unmarked = any(reason == _NO_MARK for _, reason in others)
+        hint = "\nFiles that lack the mark DICM and are DICOM all the same are read with force." if unmarked else ""
         raise DataError(f"{path}: no DICOM images among {len(files)} files\n{said}{hint}")
     if series is not None:
         if series not in images:
             raise DataError(f"{path}: has no series {series}; it has\n{_listed(images.values())}")
         chosen = images[series]
     elif len(images) > 1:
-        raise DataError(f"{path}: has {len(images)} series; say which\n{_listed(images.values())}")
+        raise DataError(
+            f"{path}: several series in one folder: {len(images)} series; say which, or give each a folder of its own\n"
+            + _listed(images.values())
+        )
     else:
         chosen = next(iter(images.values()))
     left_out = [(file, reason) for file, reason in others if reason != "another series"]
@@ -113,10 +125,12 @@ def read_folder(path: Path, *, series: str | None = None, force: bool = False, p
             f"{len(left_out)} of {len(files)} files are not taken: "
             + "; ".join(f"{file.name} ({reason})" for file, reason in left_out[:3])
         )
-    return _assemble(chosen, str(path), notes, pixels=pixels)
+    return _assemble(chosen, str(path), notes, pixels=pixels, interpolate=interpolate)
 
 
-def read_series(files: Sequence[Path], *, force: bool = False, pixels: bool = True, where: str = "") -> Volume:
+def read_series(
+    files: Sequence[Path], *, force: bool = False, pixels: bool = True, interpolate: bool = True, where: str = ""
+) -> Volume:
     """The volume in these files, which are of one series; arguments as in `read_folder`. Raises DataError."""
     where = where or str(files[0] if len(files) == 1 else files[0].parent)
     found, others = group_series(files, force=force)
@@ -124,7 +138,7 @@ def read_series(files: Sequence[Path], *, force: bool = False, pixels: bool = Tr
         said = [f"{file.name}: {reason}" for file, reason in others]
         said += [f"series {one.uid}" for one in found.values()] if len(found) > 1 else []
         raise DataError(f"{where}: not the slices of one series\n{first_lines(said)}")
-    return _assemble(next(iter(found.values())), where, [], pixels=pixels)
+    return _assemble(next(iter(found.values())), where, [], pixels=pixels, interpolate=interpolate)
 
 
 def group_series(files: Iterable[Path], *, force: bool = False) -> tuple[dict[str, Series], list[tuple[Path, str]]]:
@@ -133,13 +147,13 @@ def group_series(files: Iterable[Path], *, force: bool = False) -> tuple[dict[st
     others: list[tuple[Path, str]] = []
     for file in files:
         try:
-            with _reading(file):
+            with reading():
                 header = _header(file, force)
                 slices = list(_slices(file, header))
                 uid = _text(header, "SeriesInstanceUID")
                 if not uid:
-                    raise _Unfit("has no SeriesInstanceUID")
-        except _Unfit as problem:
+                    raise Unfit("has no SeriesInstanceUID")
+        except Unfit as problem:
             others.append((file, str(problem)))
             continue
         one = found.setdefault(uid, Series(uid, slices=[], paths=[]))
@@ -150,24 +164,31 @@ def group_series(files: Iterable[Path], *, force: bool = False) -> tuple[dict[st
         assert one.slices is not None and one.paths is not None
         one.slices += slices
         one.paths.append(file)
+        one.instances.append(_text(header, "SOPInstanceUID"))
     return found, others
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Whatever goes wrong with a damaged file as _Unfit."""
+def reading() -> Iterator[None]:
+    """Whatever goes wrong with a damaged file as Unfit; what pydicom finds odd but reads is none of ours."""
     from pydicom.errors import InvalidDicomError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # pydicom goes on without the pixels of a file that is cut short.
+            warnings.filterwarnings("error", message="End of file reached")
             yield
-    except _Unfit:
+    except Unfit:
         raise
     except InvalidDicomError:
-        raise _Unfit("not a DICOM file: it lacks the mark DICM") from None
+        raise Unfit(_NO_MARK) from None
+    except OSError as error:
+        raise Unfit(f"cannot be read ({error.strerror or error})") from None
+    except (UserWarning, EOFError):
+        raise Unfit("it is cut short; copy it again") from None
     except Exception as error:  # a damaged file may raise anything
-        raise _Unfit(f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from None
+        raise Unfit(f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from None
 
 
 def _header(path: Path, force: bool) -> Dataset:
@@ -175,20 +196,25 @@ def _header(path: Path, force: bool) -> Dataset:
 
     header = dcmread(path, stop_before_pixels=True, force=force)
     if not header.get("SOPClassUID") and not header.get("Rows"):
-        raise _Unfit("not a DICOM file" if force else "not an image")
+        raise Unfit("not a DICOM file" if force else "not an image")
     return header
 
 
 def _slices(path: Path, header: Dataset) -> Iterator[Slice]:
     if not header.get("Rows") or not header.get("Columns"):
-        raise _Unfit(f"no image ({_text(header, 'Modality') or 'unknown modality'})")
+        raise Unfit(f"no image ({_text(header, 'Modality') or 'unknown modality'})")
     if int(header.get("SamplesPerPixel") or 1) != 1:
-        raise _Unfit("a colour image")
+        raise Unfit("a colour image")
+    if "LOCALIZER" in list(map(str.upper, map(str, header.get("ImageType") or ()))):
+        raise Unfit("no image of the volume: ImageType says LOCALIZER")
+    storage = _text(header, "SOPClassUID")
+    if storage == _SECONDARY_CAPTURES or storage.startswith(f"{_SECONDARY_CAPTURES}."):
+        raise Unfit("no image of the volume: a secondary capture")
     frames = int(header.get("NumberOfFrames") or 1)
     shared = _first(header, "SharedFunctionalGroupsSequence")
     each = header.get("PerFrameFunctionalGroupsSequence")
     if frames > 1 and (each is None or len(each) != frames):
-        raise _Unfit(f"{frames} frames without positions of their own")
+        raise Unfit(f"{frames} frames without positions of their own")
     for frame in range(frames):
         groups = [group for group in (each[frame] if each else None, shared) if group is not None]
         places = [header] + [
@@ -211,11 +237,11 @@ def _slices(path: Path, header: Dataset) -> Iterator[Slice]:
             (spacing, "PixelSpacing"),
         ):
             if value is None:
-                raise _Unfit(f"has no {name}")
+                raise Unfit(f"has no {name}")
         assert position is not None and orientation is not None and spacing is not None
         along_row, along_column = _unit_vectors(orientation)
         if spacing.min() <= 0:
-            raise _Unfit(f"PixelSpacing is {spacing.tolist()}")
+            raise Unfit(f"PixelSpacing is {spacing.tolist()}")
         slope, intercept = _numbers(places, "RescaleSlope", 1), _numbers(places, "RescaleIntercept", 1)
         thickness = _numbers(places, "SpacingBetweenSlices", 1)
         thickness = thickness if thickness is not None else _numbers(places, "SliceThickness", 1)
@@ -223,6 +249,7 @@ def _slices(path: Path, header: Dataset) -> Iterator[Slice]:
             path,
             frame,
             _text(header, "SOPInstanceUID"),
+            _text(header, "Modality"),
             (int(header.Rows), int(header.Columns)),
             position,
             along_row,
@@ -241,11 +268,11 @@ def _unit_vectors(orientation: Array) -> tuple[Array, Array]:
     rows, columns = orientation[:3], orientation[3:]
     lengths = np.linalg.norm(rows), np.linalg.norm(columns)
     if min(lengths) < 0.5 or abs(rows @ columns) > 1e-2:
-        raise _Unfit(f"ImageOrientationPatient is {orientation.tolist()}")
+        raise Unfit(f"ImageOrientationPatient is {orientation.tolist()}")
     return rows / lengths[0], columns / lengths[1]
 
 
-def _assemble(series: Series, where: str, notes: list[str], *, pixels: bool) -> Volume:
+def _assemble(series: Series, where: str, notes: list[str], *, pixels: bool, interpolate: bool) -> Volume:
     slices = series.slices or []
     _refuse_mixture(slices, where)
     first = slices[0]
@@ -262,7 +289,10 @@ def _assemble(series: Series, where: str, notes: list[str], *, pixels: bool) -> 
         step, count = normal * first.thickness, 1
         position_of = np.zeros(1)
     else:
+        uneven = len(notes)
         step, position_of, count = _grid(slices, along, notes)
+        if not interpolate and not np.array_equal(position_of, np.arange(len(slices))):
+            raise DataError(f"{where}: the slices are not evenly spaced: {'; '.join(notes[uneven:])}")
         tilt = np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1, 1)))
         if tilt > _TILT:
             notes.append(
@@ -368,17 +398,22 @@ def _pixels(slices: Sequence[Slice], position_of: Array, count: int, where: str)
     """(count, rows, columns): int16 when all values are whole numbers that fit, else float32."""
     whole = all(one.slope == int(one.slope) and one.intercept == int(one.intercept) for one in slices)
     stack: Array = np.empty((len(slices), *slices[0].size), dtype=np.int32 if whole else np.float64)
-    decoded: tuple[Path, Array] | None = None
+    decoded: tuple[Path, Array, Array | None] | None = None
     # Frames of one file follow each other, so that it is decoded once.
     for index in sorted(range(len(slices)), key=lambda i: (str(slices[i].path), slices[i].frame)):
         one = slices[index]
         if decoded is None or decoded[0] != one.path:
-            decoded = one.path, _decode(one.path, where)
-        frames = decoded[1]
+            decoded = one.path, *_decode(one.path, where)
+        _, frames, paddings = decoded
         raw = frames[one.frame] if frames.ndim == 3 else frames
         if raw.shape != one.size:
             raise DataError(f"{where}: {one.label}: pixels of the shape {raw.shape}, the header says {one.size}")
-        stack[index] = raw.astype(stack.dtype) * stack.dtype.type(one.slope) + stack.dtype.type(one.intercept)
+        values = raw.astype(stack.dtype) * stack.dtype.type(one.slope) + stack.dtype.type(one.intercept)
+        if paddings is not None:
+            padding = paddings[one.frame] if paddings.ndim == 3 else paddings
+            darkest = _AIR if one.modality == "CT" else values[~padding].min(initial=values.max())
+            values[padding] = np.minimum(values[padding], darkest)
+        stack[index] = values
     if count == len(slices) and np.array_equal(position_of, np.arange(count)):
         return stack
     grid = np.arange(count, dtype=np.float64)
@@ -389,18 +424,37 @@ def _pixels(slices: Sequence[Slice], position_of: Array, count: int, where: str)
     return np.asarray(np.rint(between) if whole else between)
 
 
-def _decode(path: Path, where: str) -> Array:
+def _decode(path: Path, where: str) -> tuple[Array, Array | None]:
+    """The stored values of a file, and which of them are padding."""
     from pydicom import dcmread
 
     try:
-        with _reading(path), warnings.catch_warnings():
-            # pydicom goes on without the pixels of a file that is cut short.
-            warnings.filterwarnings("error", message="End of file reached")
+        with reading():
             dataset = dcmread(path, force=True)
             _restore_transfer_syntax(dataset)
-            return np.asarray(dataset.pixel_array)
-    except _Unfit as problem:
+            stored = np.asarray(dataset.pixel_array)
+            return stored, padding_of(dataset, stored)
+    except Unfit as problem:
         raise DataError(f"{where}: {path.name} {problem}") from None
+
+
+def padding_of(dataset: Dataset, stored: Array) -> Array | None:
+    """Which of the stored values are no part of the image; None where none is. Padding may be brighter than tissue."""
+    padding = dataset.get("PixelPaddingValue")
+    if not isinstance(padding, int):
+        return None
+    limit = dataset.get("PixelPaddingRangeLimit")
+    # Some files write the value as if pixels had the other sign.
+    first, last = sorted(_as_stored(value, dataset) for value in (padding, padding if limit is None else limit))
+    outside = (stored >= first) & (stored <= last)
+    return outside if outside.any() else None
+
+
+def _as_stored(value: int, dataset: Dataset) -> int:
+    full = 1 << int(dataset.BitsAllocated)
+    if dataset.PixelRepresentation:
+        return (value + full // 2) % full - full // 2
+    return value % full
 
 
 def _restore_transfer_syntax(dataset: Any) -> None:
@@ -420,7 +474,7 @@ def _numbers(places: Sequence[Dataset], keyword: str, count: int) -> Array | Non
             continue
         values = np.atleast_1d(np.asarray(value, dtype=np.float64))
         if values.shape != (count,) or not np.isfinite(values).all():
-            raise _Unfit(f"{keyword} is {re.sub(r'[^0-9eE+., -]', '', str(value)) or value!r}")
+            raise Unfit(f"{keyword} is {re.sub(r'[^0-9eE+., -]', '', str(value)) or value!r}")
         return values
     return None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from medtrain.errors import DataError
 
-from medtrain_plugins.nodule.scans.volume import Volume, no_pixels, series_of_name
+from medtrain_plugins.imaging.volume import Volume, no_pixels, series_of_name
 
 
 def read_itk(path: Path, *, pixels: bool = True) -> Volume:

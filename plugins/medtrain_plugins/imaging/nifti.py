@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from medtrain.errors import DataError
 
-from medtrain_plugins.nodule.scans.volume import RAS_TO_LPS, Volume, no_pixels, series_of_name
+from medtrain_plugins.imaging.volume import RAS_TO_LPS, Volume, no_pixels, series_of_name
 
 Array = npt.NDArray[Any]
 

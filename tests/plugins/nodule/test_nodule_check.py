@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from medtrain.errors import DataError
+from medtrain_plugins.imaging.volume import Volume
 from medtrain_plugins.nodule.commands.data import check
 from medtrain_plugins.nodule.preparation.check import check_mask, check_nodules, check_volume, quality, summary
 from medtrain_plugins.nodule.preparation.prepare import prepare
-from medtrain_plugins.nodule.scans.volume import Volume
 from scan_files import chest, write_dicom, write_itk
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "luna16"

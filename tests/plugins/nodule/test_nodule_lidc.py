@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from medtrain.errors import DataError
+from medtrain_plugins.imaging.volume import Volume
 from medtrain_plugins.nodule.annotations.lidc import cluster_marks, consensus, mark_centres, read_lidc
-from medtrain_plugins.nodule.scans.volume import Volume, read_volume
+from medtrain_plugins.nodule.scans.volume import read_volume
 from scan_files import write_dicom
 
 SERIES = "1.2.3"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from medtrain.errors import DataError
+from medtrain_plugins.imaging.volume import Volume
 from medtrain_plugins.nodule.scans.manifest import ManifestRow, Nodule, read_manifest, write_manifest, write_prepared
-from medtrain_plugins.nodule.scans.volume import Volume
 
 
 def row(folder: Path, series: str, **more: Any) -> ManifestRow:

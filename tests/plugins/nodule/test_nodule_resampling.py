@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from medtrain.errors import DataError, UsageError
+from medtrain_plugins.imaging.volume import Volume
 from medtrain_plugins.nodule.scans.resampling import resample, resampled_shape
-from medtrain_plugins.nodule.scans.volume import Volume
 from scan_files import rotation
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "nodule_data.json").read_text())

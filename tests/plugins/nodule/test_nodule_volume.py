@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from medtrain.errors import DataError
-from medtrain_plugins.nodule.scans.volume import Geometry, Volume
+from medtrain_plugins.imaging.volume import Geometry, Volume
 from scan_files import phantom, rotation
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "nodule_data.json").read_text())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from medtrain.data import read_rows
+from medtrain.data import CSV_MISSING, infer_types, read_table
 from medtrain.errors import MedtrainError
 
 _EMPTY: tuple[Any, ...] = (None, False, {}, [], "")
@@ -87,7 +87,8 @@ class Files:
                 self.found.tell(self.found.problems, f"{name}: missing")
             return None
         try:
-            rows = read_rows(path)
+            rows = infer_types(read_table(path), CSV_MISSING, text=("participant_id", "session_id"))
+            rows = rows.reset_index(drop=True)
         except MedtrainError as error:
             self.found.tell(self.found.problems, f"{name}: {str(error).removeprefix(f'{path}: ')}")
             return None

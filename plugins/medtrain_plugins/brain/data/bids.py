@@ -7,7 +7,6 @@ participants.tsv, sessions.tsv, sub-01/sub-01_sessions.tsv   tables
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+from medtrain.data import BIDS_MISSING, infer_types, read_cells, read_table, table_from_rows
 from medtrain.errors import DataError, first_lines
 
 from medtrain_plugins.brain.data.caps import FileType
@@ -24,7 +24,6 @@ from medtrain_plugins.brain.data.caps import FileType
 DESCRIPTION = "dataset_description.json"
 ONLY_SESSION = "ses-1"  # what the session of a participant without session folders is called
 KEYS = ["participant_id", "session_id"]
-_MISSING = ["n/a", "N/A", "NA", "nan", "NaN", "", "None"]
 
 
 class Visit(NamedTuple):
@@ -117,7 +116,7 @@ class Tree:
         path = self.root / "participants.tsv"
         if not path.is_file():
             return None
-        table = read_table(path, ["participant_id"])
+        table = read_tsv(path, ["participant_id"])
         if repeated := table.loc[table["participant_id"].duplicated(), "participant_id"].tolist():
             raise DataError(f"{path}: {len(repeated)} participants have several rows, such as {repeated[0]}")
         return table
@@ -127,7 +126,7 @@ class Tree:
         """`sessions.tsv` and the `sub-*_sessions.tsv` of participants, with the columns of `KEYS`, or None."""
         tables = []
         if (path := self.root / "sessions.tsv").is_file():
-            tables.append(read_table(path, KEYS))
+            tables.append(read_tsv(path, KEYS))
         tables += self._own_sessions()
         if not tables:
             return None
@@ -140,26 +139,24 @@ class Tree:
 
     def _own_sessions(self) -> list[pd.DataFrame]:
         """The tables of participants: those with the same columns are read as one, which is many times as fast."""
-        alike: dict[str, tuple[Path, list[str]]] = {}
+        alike: dict[tuple[str, ...], tuple[Path, list[str], list[list[str]]]] = {}
         for participant in dict.fromkeys(visit.participant_id for visit in self.files):
             path = self.subjects / participant / f"{participant}_sessions.tsv"
-            try:
-                header, *rows = path.read_text(encoding="utf-8-sig").splitlines() or [""]
-            except FileNotFoundError:
+            if not path.is_file():
                 continue
-            except (OSError, ValueError) as error:
-                raise DataError(f"{path}: cannot be read as a tab-separated table: {error}") from None
-            known = alike.setdefault(header, (path, []))[1]
-            known += [f"{participant}\t{row}" for row in rows if row.strip()]
+            header, rows, lines = read_cells(path)
+            if "session_id" not in header:
+                raise DataError(f"{path}: there is no column 'session_id'; there are: {', '.join(header)}")
+            # Some tables have a participant_id as well: the folder's counts.
+            names = tuple("" if name == "participant_id" else name for name in header)
+            _, places, cells = alike.setdefault(names, (path, [], []))
+            places += [f"{path.name}:{line}" for line in lines]
+            cells += [[participant, *row] for row in rows]
         tables = []
-        for header, (first, rows) in alike.items():
-            if "session_id" not in header.split("\t"):
-                raise DataError(f"{first}: there is no column 'session_id'; there are: {', '.join(header.split())}")
+        for names, (first, places, cells) in alike.items():
+            table = table_from_rows(["participant_id", *names], cells, places, str(first))
             where = f"{self.subjects}/sub-*/sub-*_sessions.tsv"
-            text = "\n".join([f"participant_id\t{header}", *rows])
-            # A second participant_id, which some tables have, pandas calls participant_id.1.
-            table = _parse(io.StringIO(text), where).drop(columns="participant_id.1", errors="ignore")
-            tables.append(with_ids(table, KEYS, where))
+            tables.append(with_ids(infer_types(table, BIDS_MISSING, text=KEYS), KEYS, where))
         return tables
 
     def table(self) -> pd.DataFrame:
@@ -211,7 +208,7 @@ def _files(folder: str, below: str = "") -> Iterator[VisitFile]:
 def _read_description(root: Path) -> dict[str, Any]:
     path = root / DESCRIPTION
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file, which every BIDS or CAPS tree has") from None
     except (OSError, ValueError) as error:
@@ -221,28 +218,18 @@ def _read_description(root: Path) -> dict[str, Any]:
     return description
 
 
-def read_table(path: str | Path, needed: Iterable[str]) -> pd.DataFrame:
+def read_tsv(path: str | Path, needed: Iterable[str]) -> pd.DataFrame:
     """A table of BIDS: tab-separated, ids as text with their `sub-` and `ses-`, `n/a` as missing.
 
     Raises DataError when it cannot be read or lacks one of the columns `needed`.
     """
-    return with_ids(_parse(path, str(path)), needed, str(path))
-
-
-def _parse(source: Any, where: str) -> pd.DataFrame:
-    texts = dict.fromkeys(KEYS, str)
-    try:
-        return pd.read_csv(source, sep="\t", dtype=texts, na_values=_MISSING, keep_default_na=False)
-    except FileNotFoundError:
-        raise DataError(f"{where}: there is no such table") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{where}: cannot be read as a tab-separated table: {error}") from None
+    return with_ids(infer_types(read_table(Path(path)), BIDS_MISSING, text=KEYS), needed, str(path))
 
 
 def with_ids(table: pd.DataFrame, needed: Iterable[str], where: str) -> pd.DataFrame:
-    """The table with complete ids in the columns `needed`; raises DataError naming rows (the header is row 1)."""
+    """The table with complete ids in the columns `needed`; raises DataError naming rows by the table's index."""
     problems = []
-    table = table.reset_index(drop=True).copy()
+    rows, table = table.index, table.reset_index(drop=True)
     for column in needed:
         if column not in table:
             raise DataError(f"{where}: there is no column {column!r}; there are: {', '.join(map(str, table))}")
@@ -250,7 +237,8 @@ def with_ids(table: pd.DataFrame, needed: Iterable[str], where: str) -> pd.DataF
         if column not in table:
             continue
         values = table[column].astype("string").str.strip()
-        problems += [f"row {row + 2}: no {column}" for row in table.index[values.isna() | (values == "")]]
+        empty = values.isna() | values.isin(BIDS_MISSING)
+        problems += [f"row {row}: no {column}" for row in rows[empty]]
         table[column] = [value if str(value).startswith(prefix) else f"{prefix}{value}" for value in values]
     if problems:
         raise DataError(f"{where}: rows without an id\n{first_lines(problems)}")

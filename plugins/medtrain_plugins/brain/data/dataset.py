@@ -19,7 +19,7 @@ from medtrain.data import cache_dir as default_cache
 from medtrain.errors import ConfigError, DataError, first_lines
 from torch import Tensor
 
-from medtrain_plugins.brain.data.bids import KEYS, Tree, Visit, order, read_table, with_ids
+from medtrain_plugins.brain.data.bids import KEYS, Tree, Visit, order, read_tsv, with_ids
 from medtrain_plugins.brain.data.cache import DiskCache, Kind, MemoryCache, Source, open_cache
 from medtrain_plugins.brain.data.caps import FileType, as_file_type
 from medtrain_plugins.brain.data.cohort import Cohort, times
@@ -210,9 +210,10 @@ class BidsDataset:
         if self.data is None:
             return tree.table()
         if isinstance(self.data, str):
-            table, where = read_table(self.data, KEYS[:1]), self.data
+            table, where = read_tsv(self.data, KEYS[:1]), self.data
         else:
-            table, where = with_ids(pd.DataFrame(self.data), KEYS[:1], "data"), "data"
+            table, where = pd.DataFrame(self.data), "data"
+            table = with_ids(table.set_axis(range(2, len(table) + 2)), KEYS[:1], where)
         if "session_id" not in table:
             table = tree.table()[KEYS].merge(table, on="participant_id", how="right")
             missing = table["session_id"].isna()
@@ -271,8 +272,8 @@ class BidsDataset:
             assert self.class_names is not None
             return torch.tensor([self.class_names.index(cell_text(value)) for value in rows[self.label]])
         numbers = pd.to_numeric(rows[self.label], errors="coerce")
-        if numbers.isna().any():
-            raise DataError(f"{self.bids}: {self.label} is not a number: {rows[self.label][numbers.isna()].iloc[0]!r}")
+        if not (finite := np.isfinite(numbers)).all():
+            raise DataError(f"{self.bids}: {self.label} is not a finite number: {rows[self.label][~finite].iloc[0]!r}")
         return torch.tensor(numbers.to_numpy(np.float32, copy=True))
 
     def _strata(self, rows: pd.DataFrame) -> list[Any]:

@@ -18,12 +18,16 @@ import numpy as np
 import numpy.typing as npt
 from medtrain.errors import DataError
 
+from medtrain_plugins.imaging import dicom
+from medtrain_plugins.imaging.volume import RAS_TO_LPS
+
 Array = npt.NDArray[Any]
 Triple = tuple[int, int, int]
 
 NIFTI = (".nii", ".nii.gz")
 _GZIP = b"\x1f\x8b"
 _LENGTHS = {1: 348, 2: 540}  # bytes of a header, by version of NIfTI
+_UNITS = {1: "metres", 3: "micrometres"}  # of lengths, by their code
 _KINDS = "iuf"  # of numbers that can be an intensity
 
 
@@ -157,6 +161,8 @@ def parse_header(start: bytes, path: str | Path) -> Header:
         raise DataError(f"{path}: the NIfTI header cannot be used: {error}") from None
     if dtype.kind not in _KINDS or dtype.names is not None:
         raise DataError(f"{path}: voxels are of type {dtype}, numbers are needed (one a voxel); convert it")
+    if (unit := _UNITS.get(int(header["xyzt_units"]) & 7)) is not None:
+        raise DataError(f"{path}: its lengths are in {unit}; convert it to millimetres")
     if min(shape, default=0) < 0:
         raise DataError(f"{path}: the NIfTI header names a negative length: {shape}")
     return Header(
@@ -207,7 +213,7 @@ def read_volume(path: str | Path) -> Volume:
     Raises DataError when it cannot be read.
     """
     path = Path(path)
-    if path.is_dir() or path.suffix.lower() in (".dcm", ".ima") or (not path.suffix and _is_dicom(path)):
+    if path.is_dir() or path.suffix.lower() in (".dcm", ".ima") or (not path.suffix and dicom.is_dicom(path)):
         return read_dicom(path)
     if is_nifti(path):
         stored, header = read_stored(path)
@@ -226,66 +232,19 @@ def read_dicom(path: str | Path) -> Volume:
     """One slice from a DICOM file, or a volume from a folder with the slices of one series, in units of the modality.
 
     Slices are ordered by where they lie. The affine is turned from DICOM's axes (left, back) to NIfTI's (right, front).
-    Raises DataError naming files that are no DICOM, and for series whose slices differ in size or direction, repeat, or
-    are not evenly spaced.
+    Raises DataError naming files that are no DICOM or do not say where their voxels are, and for series whose slices
+    differ in size or direction, repeat, or are not evenly spaced.
     """
     path = Path(path)
-    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-    slices = [_read_slice(file) for file in files]
-    if not slices:
-        raise DataError(f"{path}: there are no DICOM files in this folder")
-    if len({series for series, *_ in slices}) > 1:
-        raise DataError(f"{path}: the folder holds several series; give each a folder of its own")
-    shapes = {pixels.shape for _, pixels, _ in slices}
-    turns = np.stack([affine[:3, :2] for _, _, affine in slices])
-    if len(shapes) > 1 or np.ptp(turns, axis=0).max() > 1e-3:
-        raise DataError(f"{path}: slices of the series differ in size, spacing or direction")
-    normal = slices[0][2][:3, 2]
-    depths = np.array([affine[:3, 3] @ normal / np.linalg.norm(normal) for _, _, affine in slices])
-    order = np.argsort(depths, kind="stable")
-    affine = slices[order[0]][2].copy()
-    if len(slices) > 1:
-        steps = np.diff(depths[order])
-        if steps.min() <= 1e-3 or np.ptp(steps) > 0.1 * steps.mean():
-            raise DataError(f"{path}: slices of the series repeat or are not evenly spaced; some may be missing")
-        affine[:3, 2] = normal / np.linalg.norm(normal) * steps.mean()
-    return Volume(np.stack([slices[i][1] for i in order], axis=-1), affine)
-
-
-def _read_slice(file: Path) -> tuple[str, Array, Array]:
-    """The series, the pixels (I, J) float32 and the affine of a DICOM file with one frame."""
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-    from pydicom.pixels import apply_rescale
-
-    try:
-        dataset = pydicom.dcmread(file)
-        pixels = apply_rescale(dataset.pixel_array, dataset).astype(np.float32)
-    except InvalidDicomError:
-        raise DataError(f"{file}: not a DICOM file") from None
-    except FileNotFoundError:
-        raise DataError(f"{file}: there is no such file") from None
-    except Exception as error:  # decoders have their own
-        raise DataError(f"{file}: the DICOM file cannot be decoded: {error}") from None
-    if pixels.ndim != 2:
-        raise DataError(f"{file}: the DICOM file has {pixels.ndim} dimensions, one gray slice is expected")
-    rows, columns = map(float, dataset.get("PixelSpacing", (1, 1)))
-    directions = np.array(dataset.get("ImageOrientationPatient", (1, 0, 0, 0, 1, 0)), dtype=np.float64)
-    along, down = directions[:3], directions[3:]
-    affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1] = along * columns, down * rows
-    affine[:3, 2] = np.cross(along, down) * float(dataset.get("SliceThickness") or 1)
-    affine[:3, 3] = np.array(dataset.get("ImagePositionPatient", (0, 0, 0)), dtype=np.float64)
-    affine[:2] *= -1
-    return str(dataset.get("SeriesInstanceUID", "")), pixels.T, affine
-
-
-def _is_dicom(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file")
+    if path.is_dir():
+        read = dicom.read_folder(path, interpolate=False)
+    else:
+        read = dicom.read_series([path])
+    # The file's slices, rows and columns become columns, rows and slices.
+    array = read.to_source_order(read.array).transpose(2, 1, 0).astype(np.float32)
+    return Volume(array, RAS_TO_LPS @ read.source_affine()[:, [2, 1, 0, 3]])
 
 
 def orient(array: Array, affine: Array) -> Volume:

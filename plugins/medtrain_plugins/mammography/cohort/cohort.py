@@ -7,7 +7,6 @@ or, when asked for, dropped with the counts kept in `Cohort.about`.
 from __future__ import annotations
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+from medtrain.data import read_table
 from medtrain.errors import ConfigError, DataError, first_lines
 from medtrain.protocols import GROUPS
 
@@ -181,34 +181,11 @@ def _find_table(path: Path) -> Path:
 
 
 def read_text(table: Path) -> pd.DataFrame:
-    """All cells as text, "" for empty ones; the index is the line of the file."""
-    try:
-        with table.open(encoding="utf-8-sig") as file:
-            header = file.readline()
-        separator = max(",;\t", key=header.count)
-        with warnings.catch_warnings():
-            # Rows longer than the header would otherwise be cut, or shift the columns.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            raw = pd.read_csv(
-                table,
-                sep=separator,
-                dtype=str,
-                keep_default_na=False,
-                index_col=False,
-                encoding="utf-8-sig",
-                skip_blank_lines=False,
-            )
-    except OSError as error:
-        raise DataError(f"{table}: the table cannot be read ({error.strerror})") from error
-    except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
-        raise DataError(f"{table}: not a readable CSV table ({error})") from error
-    raw.index += 2
-    for column in raw.columns:
-        raw[column] = raw[column].fillna("").str.strip()
-    filled = raw.loc[(raw != "").any(axis=1)]
-    if filled.empty:
+    """The table, which must have rows, as `read_table` gives it."""
+    raw = read_table(table)
+    if raw.empty:
         raise DataError(f"{table}: the table has no rows")
-    return filled
+    return raw
 
 
 def _read_rows(

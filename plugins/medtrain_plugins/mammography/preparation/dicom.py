@@ -6,12 +6,13 @@ Nothing is guessed: a file that does not say, or contradicts itself, is refused 
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 from typing import TYPE_CHECKING
 
+from medtrain_plugins.imaging import dicom
+from medtrain_plugins.imaging.dicom import Unfit
 from medtrain_plugins.mammography.cohort.layouts import LATERALITIES, VIEWS
 
 if TYPE_CHECKING:
@@ -28,32 +29,20 @@ _IMPLANT_DISPLACED = {"399209000", "R-102D5"}
 _DATE = re.compile(r"(\d{4})[-./]?(\d\d)[-./]?(\d\d)([ T].*)?")
 
 
-class Refusal(Exception):
+class Refusal(Unfit):
     """A file that cannot be used; arguments: kind and reason."""
 
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Whatever goes wrong with a DICOM file as a Refusal; what pydicom finds odd but reads is none of ours."""
-    from pydicom.errors import InvalidDicomError
-
+    """Whatever goes wrong with a DICOM file as a Refusal."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # pydicom goes on without the pixels of a file that is cut short.
-            warnings.filterwarnings("error", message="End of file reached")
+        with dicom.reading():
             yield
     except Refusal:
         raise
-    except InvalidDicomError:
-        raise Refusal("unreadable file", "not a DICOM file: it lacks the mark DICM") from None
-    except OSError as error:
-        raise Refusal("unreadable file", error.strerror or str(error)) from None
-    except (UserWarning, EOFError):
-        raise Refusal("unreadable file", "it is cut short; copy it again") from None
-    except Exception as error:  # a damaged file may raise anything
-        reason = " ".join(str(error).split())
-        raise Refusal("unreadable file", f"{type(error).__name__}: {reason}") from None
+    except Unfit as problem:
+        raise Refusal("unreadable file", str(problem)) from None
 
 
 def refuse_kind(dataset: Dataset, *, implants: bool, unstated_intent: bool) -> None:

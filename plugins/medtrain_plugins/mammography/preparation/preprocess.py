@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from medtrain_plugins.imaging.dicom import padding_of
 from medtrain_plugins.mammography.cohort.images import WHITE, Pixels
 
 if TYPE_CHECKING:
@@ -32,14 +33,9 @@ def grey_values(dataset: Dataset) -> npt.NDArray[np.float32]:
     image = apply_voi_lut(apply_modality_lut(stored, dataset), dataset).astype(np.float32)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         image = image.max() - image
-    padding = dataset.get("PixelPaddingValue")
-    if isinstance(padding, int):
-        # Not part of the image: one padding value may well be brighter than the breast.
-        limit = dataset.get("PixelPaddingRangeLimit")
-        first, last = sorted((padding, limit if isinstance(limit, int) else padding))
-        outside = (stored >= first) & (stored <= last)
-        if not outside.all():
-            image[outside] = np.minimum(image[outside], image[~outside].min())
+    outside = padding_of(dataset, stored)
+    if outside is not None and not outside.all():
+        image[outside] = np.minimum(image[outside], image[~outside].min())
     grey: npt.NDArray[np.float32] = image
     return grey
 

@@ -1,8 +1,7 @@
-"""Rows of LUNA16 tables on the scans they belong to; every row is accounted for."""
+"""Assigns the rows of LUNA16 tables to their scans; every row is accounted for."""
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from medtrain.data import parse_numbers, read_cells
 from medtrain.errors import DataError
 from pydantic import ValidationError
 
-from medtrain_plugins.nodule.annotations.tables import SEPARATORS, Findings
+from medtrain_plugins.imaging.volume import Geometry
+from medtrain_plugins.nodule.annotations.tables import Findings
 from medtrain_plugins.nodule.annotations.triage import score_nodule
 from medtrain_plugins.nodule.scans.manifest import Nodule
-from medtrain_plugins.nodule.scans.volume import Geometry
 
 # The scale of LIDC: 1 is ground glass, 5 is solid.
 TEXTURES = {
@@ -44,7 +44,7 @@ _MORE = (
 
 @dataclass
 class Account:
-    """What became of each row of a table; the lists hold places such as "annotations.csv:7"."""
+    """The outcome of each row of a table; the lists hold places such as "annotations.csv:7"."""
 
     rows: int = 0
     placed: int = 0
@@ -53,7 +53,7 @@ class Account:
     other_series: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON; placed and the lists add up to rows."""
+        """As JSON; `placed` and the lengths of the lists add up to `rows`."""
         return {
             "rows": self.rows,
             "placed": self.placed,
@@ -80,9 +80,9 @@ def place_findings(
 ) -> tuple[dict[str, list[Nodule]], dict[str, list[Nodule]], Account]:
     """The rows of a table as nodules of the scans.
 
-    scans: series -> geometry of the prepared array. more: place -> further fields of the nodule.
-    Returns by series those inside the scan, those outside, and the account. A row that repeats another is counted and
-    not placed again; a diameter of 0 or less is not known.
+    scans: series -> geometry of the prepared array. more: place -> further fields of the nodule. Returns by series
+    those inside the scan, those outside, and the account. A row that repeats another is counted, but not placed again.
+    A diameter of 0 or less means unknown.
     """
     account = Account(rows=len(findings))
     inside: dict[str, list[Nodule]] = {}
@@ -108,26 +108,23 @@ def place_findings(
 
 
 def read_characteristics(path: Path) -> dict[str, dict[str, Any]]:
-    """Columns of a table that describe nodules beyond the challenge's own: place ("a.csv:7") -> field -> value."""
+    """Columns that describe nodules, in addition to the challenge's own: place ("a.csv:7") -> field -> value."""
     found: dict[str, dict[str, Any]] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        first = file.readline()
-        file.seek(0)
-        reader = csv.reader(file, delimiter=max(SEPARATORS, key=first.count))
-        header = [name.strip().lower() for name in next(reader, [])]
-        columns = {name: header.index(name) for name in _MORE if name in header}
-        for row in reader if columns else ():
-            values: dict[str, Any] = {}
-            for name, column in columns.items():
-                text = row[column].strip() if column < len(row) else ""
-                if not text:
-                    continue
-                try:
-                    values[name] = text if name == "growth" else float(text)
-                except ValueError:
-                    raise DataError(f"{path.name}:{reader.line_num}: {name} is {text!r}, not a number") from None
-            if values:
-                found[f"{path.name}:{reader.line_num}"] = values
+    header, rows, lines = read_cells(path)
+    names = [name.lower() for name in header]
+    for name in _MORE:
+        if name not in names:
+            continue
+        cells = [row[names.index(name)] for row in rows]
+        values: list[Any] = cells
+        if name != "growth":
+            numbers, bad = parse_numbers(cells, empty=True)
+            if bad:
+                raise DataError(f"{path.name}:{lines[bad[0]]}: {name} is {cells[bad[0]]!r}, not a number")
+            values = numbers.tolist()
+        for cell, value, line in zip(cells, values, lines, strict=True):
+            if cell:
+                found.setdefault(f"{path.name}:{line}", {})[name] = value
     return found
 
 
@@ -145,7 +142,7 @@ def score_of_nodule(values: Mapping[str, Any]) -> float | None:
 
 
 def some(places: Sequence[str], limit: int = 5) -> str:
-    """The first of many, and how many more."""
+    """The first few of many, and how many more there are."""
     return ", ".join(places[:limit]) + (f" and {len(places) - limit} more" if len(places) > limit else "")
 
 

@@ -1,11 +1,10 @@
 """The tables of LUNA16: annotated nodules, irrelevant findings, candidates of a submission, the list of scans.
 
-Every row is read or named in an error; what is odd and yet usable (duplicates, unknown diameters) is kept and told.
+Every row is read or named in an error. Unusual but usable rows (duplicates, unknown diameters) are kept and reported.
 """
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from medtrain.data import parse_numbers, read_cells
 from medtrain.errors import DataError, first_lines, nearest
 
 Array = npt.NDArray[Any]
@@ -21,18 +21,16 @@ Kind = Literal["annotations", "excluded", "candidates"]
 
 SERIES, COORDINATES, DIAMETER, SCORE = "seriesuid", ("coordX", "coordY", "coordZ"), "diameter_mm", "probability"
 MALIGNANCY, TEXTURE = "malignancy", "texture"
-SEPARATORS = ",;\t"
 
 
 @dataclass(frozen=True)
 class Findings:
     """Points in scans, N of them: nodules, irrelevant findings or candidates.
 
-    series: (N,) text, the scan of each. xyz: (N, 3) float64, world coordinates in mm. diameter: (N,) float64, mm;
-    NaN where it is not known (candidates only), negative for findings without a measured size. score: (N,) float64,
-    larger is more suspicious; None for annotations. malignancy: (N,) float64, NaN where not known. texture: (N,)
-    text. places: where each was read, such as "annotations.csv:7"; name: of the file or the like. notes: what a reader
-    found worth telling.
+    series: (N,) text, the scan of each. xyz: (N, 3) float64, world coordinates in mm. diameter: (N,) float64, mm; NaN
+    where unknown (candidates only), negative for findings without a measured size. score: (N,) float64, larger is more
+    suspicious; None for annotations. malignancy: (N,) float64, NaN where unknown. texture: (N,) text. places: where
+    each was read, such as "annotations.csv:7"; name: of the file, for messages. notes: messages from reading the table.
     """
 
     series: Array
@@ -65,8 +63,8 @@ class Findings:
     ) -> Findings:
         """Findings from lists or arrays in memory; `name` stands for the file in messages.
 
-        Raises DataError for coordinates, scores or (negative ones are allowed) infinite diameters that are no numbers,
-        and for columns of unequal length.
+        Raises DataError for coordinates or scores that are not finite, for infinite diameters (negative ones are
+        allowed), and for columns of unequal length.
         """
         count = len(series)
         points = np.asarray(xyz, dtype=np.float64).reshape(-1, 3)
@@ -101,28 +99,23 @@ class Findings:
 def read_findings(path: str | Path, kind: Kind) -> Findings:
     """Reads a table of nodules, irrelevant findings or candidates.
 
-    CSV in UTF-8 (with or without byte-order mark, any line ends; comma, semicolon or tab) with a header. Needed:
-    `seriesuid`, `coordX`, `coordY`, `coordZ`, and `diameter_mm` (annotations, excluded) or `probability`
-    (candidates). Read where they are there: `diameter_mm` of candidates, `malignancy`, `texture`; others are passed
-    over. Raises DataError that names the columns or rows that cannot be used.
+    CSV or a similar table, as `medtrain.data.read_table` reads it, with a header. Needed:
+    `seriesuid`, `coordX`, `coordY`, `coordZ`, and `diameter_mm` (annotations, excluded) or `probability` (candidates).
+    Optional: `diameter_mm` of candidates, `malignancy`, `texture`; other columns are ignored. Raises DataError that
+    names the columns or rows that cannot be used.
     """
     path = Path(path)
-    header, rows, lines = _read_rows(path)
+    header, rows, lines = read_cells(path)
     needed = [SERIES, *COORDINATES, SCORE if kind == "candidates" else DIAMETER]
     position = _columns(path, header, needed)
-    problems = _ragged(path, rows, lines, len(header))
-    if problems:
-        raise DataError(f"{path}: {len(problems)} unusable rows\n{first_lines(problems)}")
-
-    series = np.array([row[position[SERIES]].strip() for row in rows], dtype=object)
+    series = np.array([row[position[SERIES]] for row in rows], dtype=object)
     problems = [f"{path.name}:{line}: no {SERIES}" for line, uid in zip(lines, series, strict=True) if not uid]
     numbers = {}
     for column in (*needed[1:], *(name for name in (DIAMETER, MALIGNANCY) if name in position and name not in needed)):
-        values, bad = _numbers(rows, position[column], empty=column not in needed)
-        wrong = bad if column not in needed else np.union1d(bad, _not_finite(values))
+        values, bad = parse_numbers([row[position[column]] for row in rows], empty=column not in needed)
+        wrong = bad if column not in needed else sorted({*bad, *_not_finite(values).tolist()})
         problems += [
-            f"{path.name}:{lines[i]}: {column} is {rows[i][position[column]]!r}, not a finite number"
-            for i in wrong.tolist()
+            f"{path.name}:{lines[i]}: {column} is {rows[i][position[column]]!r}, not a finite number" for i in wrong
         ]
         numbers[column] = values
     if problems:
@@ -145,7 +138,7 @@ def read_findings(path: str | Path, kind: Kind) -> Findings:
         diameter,
         numbers.get(SCORE) if kind == "candidates" else None,
         numbers.get(MALIGNANCY),
-        np.array([row[position[TEXTURE]].strip() for row in rows], dtype=object) if TEXTURE in position else None,
+        np.array([row[position[TEXTURE]] for row in rows], dtype=object) if TEXTURE in position else None,
         _Places(path.name, lines),
         path.name,
         tuple(notes),
@@ -158,8 +151,8 @@ def read_series(path: str | Path) -> tuple[list[str], list[str]]:
     Returns the series in file order, each once, and notes. Raises DataError when there is none.
     """
     path = Path(path)
-    first, rows, _ = _read_rows(path)
-    uids = [row[0].strip() for row in ([first, *rows] if first else rows) if row and row[0].strip()]
+    first, rows, _ = read_cells(path)
+    uids = [row[0] for row in [first, *rows] if row and row[0]]
     if uids and uids[0].lower() == SERIES:
         del uids[0]
     if not uids:
@@ -172,7 +165,7 @@ def read_series(path: str | Path) -> tuple[list[str], list[str]]:
 
 
 class _Places(Sequence[str]):
-    """Texts such as "annotations.csv:7", made when they are asked for."""
+    """Texts such as "annotations.csv:7", made on access."""
 
     def __init__(self, name: str, lines: list[int]) -> None:
         self.name, self.lines = name, lines
@@ -182,33 +175,6 @@ class _Places(Sequence[str]):
 
     def __getitem__(self, index: Any) -> Any:
         return f"{self.name}:{self.lines[index]}"
-
-
-def _read_rows(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
-    """The header, the rows that are not blank, and the line in the file of each."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-            file.seek(0)
-            separator = max(SEPARATORS, key=first.count)  # the first of them when there is none
-            reader = csv.reader(file, delimiter=separator)
-            header: list[str] = []
-            rows, lines = [], []
-            for row in reader:
-                if not any(cell.strip() for cell in row):
-                    continue
-                if not header:
-                    header = [cell.strip() for cell in row]
-                else:
-                    rows.append(row)
-                    lines.append(reader.line_num)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text (byte {error.start}); save it as CSV in UTF-8") from None
-    except csv.Error as error:
-        raise DataError(f"{path}: is no CSV table ({error})") from None
-    return header, rows, lines
 
 
 def _columns(path: Path, header: list[str], needed: list[str]) -> dict[str, int]:
@@ -228,33 +194,6 @@ def _columns(path: Path, header: list[str], needed: list[str]) -> dict[str, int]
         )
     known = (SERIES, *COORDINATES, DIAMETER, SCORE, MALIGNANCY, TEXTURE)
     return {name: by_name[name.lower()] for name in known if name.lower() in by_name}
-
-
-def _ragged(path: Path, rows: list[list[str]], lines: list[int], width: int) -> list[str]:
-    return [
-        f"{path.name}:{line}: {len(row)} fields, the header has {width}"
-        for row, line in zip(rows, lines, strict=True)
-        if len(row) < width or any(cell.strip() for cell in row[width:])
-    ]
-
-
-def _numbers(rows: list[list[str]], position: int, empty: bool) -> tuple[Array, Array]:
-    """The column as float64, each value exactly as Python reads it, and the rows that hold no number.
-
-    empty: whether an empty cell means "not known" (NaN).
-    """
-    try:
-        return np.array([float(row[position]) for row in rows], dtype=np.float64), np.zeros(0, dtype=np.int64)
-    except ValueError:
-        pass
-    values, bad = np.full(len(rows), np.nan), []
-    for index, row in enumerate(rows):
-        try:
-            values[index] = float(row[position])
-        except ValueError:
-            if not (empty and not row[position].strip()):
-                bad.append(index)
-    return values, np.array(bad, dtype=np.int64)
 
 
 def _duplicates(path: Path, rows: list[list[str]], lines: list[int]) -> list[str]:

@@ -1,4 +1,4 @@
-"""`medtrain config import`: settings in the YAML of the PIVOT training guide as a TOML file for `medtrain run`."""
+"""`medtrain config import`: settings of the PIVOT training guide (YAML) as a TOML file for `medtrain run`."""
 
 from __future__ import annotations
 

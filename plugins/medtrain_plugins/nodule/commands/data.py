@@ -241,10 +241,11 @@ def show(
 def _show_file(
     scan: Path, annotations: Path | None, series: str | None, out: Path, window: Intensity, force: bool
 ) -> list[Path]:
+    from medtrain_plugins.imaging.volume import series_of_name
     from medtrain_plugins.nodule.annotations.luna16 import place_findings
     from medtrain_plugins.nodule.annotations.tables import read_findings
     from medtrain_plugins.nodule.preparation.show import show_scan
-    from medtrain_plugins.nodule.scans.volume import read_volume, series_of_name
+    from medtrain_plugins.nodule.scans.volume import read_volume
 
     volume = read_volume(scan, series=series, force=force)
     nodules: list[Any] = []

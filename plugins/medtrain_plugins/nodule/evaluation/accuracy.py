@@ -32,7 +32,7 @@ def distances(a: npt.ArrayLike, b: npt.ArrayLike) -> Array:
 def match_centres(predictions: npt.ArrayLike, truth: npt.ArrayLike, max_distance: float = 10.0) -> list[Pair]:
     """Pairs of points (P, 3) and (T, 3) of one scan, in mm, the closest pair first, each point once.
 
-    Pairs further apart than `max_distance` are none. After the pairs come the predictions left, then the truths left.
+    Points further apart than `max_distance` are not paired. Unpaired predictions and then unpaired truths follow.
     """
     apart = distances(predictions, truth)
     rows, columns = np.nonzero(apart <= max_distance)
@@ -64,7 +64,7 @@ def centre_metrics(pairs: Sequence[Pair]) -> dict[str, float]:
 
 
 def distance_metrics(matched: Array) -> dict[str, float]:
-    """Mean, median, 95th percentile and largest of distances (N,) in mm; NaN of none."""
+    """Mean, median, 95th percentile and maximum of distances (N,) in mm; NaN without any."""
     if not len(matched):
         return dict.fromkeys(("mean_distance", "median_distance", "p95_distance", "max_distance"), math.nan)
     return {
@@ -97,8 +97,8 @@ def relative_errors(predicted: npt.ArrayLike, truth: npt.ArrayLike) -> Array:
 
 def size_metrics(predicted: npt.ArrayLike, truth: npt.ArrayLike) -> dict[str, float]:
     """Errors of diameters (N,) in mm against true ones: `mae`, `rmse`, `mean`, `median`, `std` (population),
-    `mean_relative` and `median_relative` (of absolute values; infinite where a truth is 0), and their `count`. NaN of
-    none.
+    `mean_relative` and `median_relative` (of absolute values; infinite where a truth is 0), and their `count`. NaN
+    without any.
     """
     relative = np.abs(relative_errors(predicted, truth))
     errors = np.asarray(predicted, dtype=np.float64) - np.asarray(truth, dtype=np.float64)
@@ -145,7 +145,7 @@ def iou_to_dice(iou: float) -> float:
 
 
 def mask_metrics(scores: Mapping[str, MaskScore]) -> dict[str, Any]:
-    """Mean and population standard deviation over cases, and the cases."""
+    """Mean and population standard deviation over cases, and the value of each case."""
     values = np.array([tuple(score) for score in scores.values()], dtype=np.float64).reshape(-1, 2)
     summary: dict[str, Any] = {"cases": len(values)}
     for column, name in enumerate(MaskScore._fields):

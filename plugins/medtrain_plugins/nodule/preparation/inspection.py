@@ -9,6 +9,7 @@ from typing import Any, Literal
 from medtrain.errors import DataError
 from medtrain.rundir import sha256
 
+from medtrain_plugins.imaging.volume import Geometry, Volume
 from medtrain_plugins.nodule.annotations.tables import read_findings, read_series
 from medtrain_plugins.nodule.preparation.check import (
     FailedCheck,
@@ -23,9 +24,9 @@ from medtrain_plugins.nodule.preparation.check import (
 )
 from medtrain_plugins.nodule.scans.manifest import ManifestRow, open_array, read_manifest
 from medtrain_plugins.nodule.scans.sources import Source, Watch, find_sources
-from medtrain_plugins.nodule.scans.volume import Geometry, Volume, read_geometry, read_volume
+from medtrain_plugins.nodule.scans.volume import read_geometry, read_volume
 
-# Checks made of each thing: of a geometry, of values, of a table.
+# Number of checks of a geometry, of values, of a table.
 _GEOMETRY = ("readable", "shape", "spacing", "anisotropy", "reader", "repeated series")
 _VALUES = ("finite", "HU range", "HU mean", "contrast", "zero slices")
 _TABLE = (
@@ -57,10 +58,10 @@ def inspect(
     margin: float = 0.0,
     watch: Watch = _all,
 ) -> tuple[dict[str, Any], list[FailedCheck]]:
-    """The report, as JSON (`summary`, `scans`, `left_out`, `tables`, `findings`), and its findings.
+    """The report, as JSON (`summary`, `scans`, `left_out`, `tables`, `findings`), and the failed checks.
 
-    source: folder of scans, or one scan. headers: geometry only. margin: mm that nodules should keep from the faces.
-    Raises UsageError for a folder that is not there; everything else that is wrong is a finding.
+    source: folder of scans, or one scan. headers: geometry only. margin: smallest distance in mm of nodules from the
+    faces. Raises UsageError for a missing folder; every other problem is a failed check.
     """
     found: list[FailedCheck] = []
     total = 0
@@ -141,7 +142,7 @@ def inspect(
 
 
 def _check_manifest(path: Path, margin: float, found: list[FailedCheck], watch: Watch) -> tuple[list[ManifestRow], int]:
-    """The rows of a manifest, and how many checks were made of them; what is wrong goes to `found`."""
+    """The rows of a manifest, and the number of checks; failed checks are added to `found`."""
     try:
         rows = read_manifest(path)
     except DataError as error:

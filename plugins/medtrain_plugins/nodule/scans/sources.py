@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 from medtrain.errors import DataError, UsageError
 
-from medtrain_plugins.nodule.scans.volume import Volume, read_geometry, read_volume, series_of_name
+from medtrain_plugins.imaging.volume import Volume, series_of_name
+from medtrain_plugins.nodule.scans.volume import read_geometry, read_volume
 
 SINGLE = (".mhd", ".mha", ".nrrd", ".nhdr", ".nii", ".nii.gz")
-# What lies beside scans and is none: voxels of .mhd and .nhdr, tables, readings, pictures, texts.
+# Files beside scans that are not scans: voxels of .mhd and .nhdr, tables, readings, images, texts.
 BESIDE = (
     ".raw",
     ".zraw",
@@ -36,13 +37,14 @@ Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 class Source(NamedTuple):
-    """A scan to read: its label relative to the folder searched, its series, and the files of it."""
+    """A scan to read: its label relative to the searched folder, its series, and its files."""
 
     label: str
     series: str
     files: tuple[Path, ...]
     dicom: bool
     subset: int | None
+    instances: tuple[str, ...] = ()  # of DICOM: which image each file holds
 
     def read(self, *, force: bool = False, pixels: bool = True) -> Volume:
         """The volume. Raises DataError."""
@@ -52,9 +54,22 @@ class Source(NamedTuple):
             return read_series(self.files, force=force, pixels=pixels, where=self.label)
         return read_volume(self.files[0]) if pixels else read_geometry(self.files[0])
 
+    def joined(self, other: Source) -> Source:
+        """With the files of another folder that hold further images of the series."""
+        more = [
+            (file, image)
+            for file, image in zip(other.files, other.instances, strict=True)
+            if image not in self.instances
+        ]
+        return self._replace(
+            label=f"{self.label} and {other.label}",
+            files=(*self.files, *(file for file, _ in more)),
+            instances=(*self.instances, *(image for _, image in more)),
+        )
+
 
 class SkippedFile(NamedTuple):
-    """What is not taken: where it is, the kind of reason, and the reason."""
+    """A file or series that is skipped: where it is, the kind of reason, and the reason."""
 
     source: str
     kind: str
@@ -64,10 +79,10 @@ class SkippedFile(NamedTuple):
 def find_sources(
     folder: Path, *, modality: str = "CT", force: bool = False, run: Run | None = None, watch: Watch | None = None
 ) -> tuple[list[Source], list[SkippedFile]]:
-    """The scans in a folder and the folders in it, by label, and what is not taken.
+    """The scans in a folder and its subfolders, by label, and the skipped files.
 
-    modality: of the DICOM series to take. force: read files that lack the mark of DICOM as well. run: maps a function
-    over items, for many processes. Raises UsageError when the folder is not there.
+    modality: of the DICOM series to read. force: also read files without the DICOM prefix. run: maps a function over
+    items, such as `map` of a process pool. Raises UsageError when the folder is not there.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; name the folder of the scans with --source")
@@ -94,8 +109,11 @@ def find_sources(
         left_out += others
     taken: dict[str, Source] = {}
     for source in sorted(sources):
-        if source.series in taken:
-            same = f"is of series {source.series}, as {taken[source.series].label} is"
+        first = taken.get(source.series)
+        if first is not None and first.dicom and not set(source.instances) <= set(first.instances):
+            taken[source.series] = first.joined(source)
+        elif first is not None:
+            same = f"is of series {source.series}, as {first.label} is"
             left_out.append(SkippedFile(source.label, "duplicate", same))
         else:
             taken[source.series] = source
@@ -123,12 +141,14 @@ def _find_dicom(task: tuple[Path, Path, list[Path], str, bool]) -> tuple[list[So
         if series.modality and series.modality != modality:
             left_out.append(SkippedFile(where, "other modality", f"series {uid} is {series.modality}, not {modality}"))
         else:
-            sources.append(Source(where, uid, tuple(series.paths or ()), True, subset_of(folder / "file")))
+            sources.append(
+                Source(where, uid, tuple(series.paths or ()), True, subset_of(folder / "file"), tuple(series.instances))
+            )
     return sources, left_out
 
 
 def subset_of(path: Path) -> int | None:
-    """The number of the subset folder a scan is in, as LUNA16 deals them (subset0 to subset9); None for others."""
+    """The number of the LUNA16 subset folder of a scan (subset0 to subset9); None for other folders."""
     for part in reversed(path.parts[:-1]):
         if match := _SUBSET.fullmatch(part):
             return int(match[1])

@@ -6,6 +6,7 @@ more there is to say (where the table came from, groups, repeats, p-values) is i
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import re
@@ -16,7 +17,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medtrain.data.tables import PARTICIPANT, SESSION, read_rows
+from medtrain.data.tables import PARTICIPANT, SESSION, infer_types, missing_words, read_table
 from medtrain.errors import DataError, UsageError, first_lines, nearest
 from medtrain.rundir import new_folder
 
@@ -168,7 +169,7 @@ class Table:
             rows = data
         else:
             where = str(data)
-            rows = read_rows(Path(data))
+            rows = read_sessions(Path(data))
             digest = hashlib.sha256(Path(data).read_bytes()).hexdigest()
         used = [PARTICIPANT, SESSION, *dict.fromkeys([*stratification, *([groups] if groups else [])])]
         for column in used:
@@ -265,6 +266,14 @@ class Table:
     def _values(self, column: str) -> list[Any]:
         values: list[Any] = self.baseline[column].tolist()
         return values
+
+
+def read_sessions(path: Path) -> pd.DataFrame:
+    """The table of a split: ids as text, columns of numbers as numbers. Raises UsageError or DataError."""
+    if not path.is_file():
+        raise UsageError(f"{path}: cannot be read: No such file")
+    table = infer_types(read_table(path), missing_words(path), text=(PARTICIPANT, SESSION))
+    return table.reset_index(drop=True)
 
 
 def session_key(session: str) -> Any:
@@ -444,7 +453,9 @@ def _plain(name: str) -> str:
 
 
 def _tsv(rows: pd.DataFrame) -> str:
-    text: str = rows.to_csv(sep="\t", index=False, lineterminator="\n")
+    # As the reader of tables wants it: no quotes, and no tabs within cells.
+    clean = rows.replace({r"[\t\r\n]+": " "}, regex=True)
+    text: str = clean.to_csv(sep="\t", index=False, lineterminator="\n", quoting=csv.QUOTE_NONE)
     return text
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medtrain.data.split import Part, Split
-from medtrain.data.tables import PARTICIPANT, SESSION, read_rows
+from medtrain.data.tables import PARTICIPANT, SESSION
 from medtrain.errors import DataError, UsageError, first_lines
 from medtrain.protocols.dataset import Dataset, evaluation_of, participants_of
 from medtrain.rundir.files import read_json
@@ -23,6 +23,7 @@ from medtrain_plugins.standard.splits.split_tables import (
     KFOLD_CONFIG,
     SINGLE_CONFIG,
     TRAIN,
+    read_sessions,
 )
 
 log = logging.getLogger("medtrain")
@@ -182,7 +183,7 @@ def _config(folder: Path, name: str, other: str, other_reader: str) -> dict[str,
 
 
 def _pairs(path: Path) -> list[Pair]:
-    rows = read_rows(path)
+    rows = read_sessions(path)
     for column in (PARTICIPANT, SESSION):
         if column not in rows.columns:
             raise DataError(f"{path}: no column {column!r}; it has: {', '.join(map(str, rows.columns))}")
