@@ -11,17 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
+from medtrain import hookimpl
 from medtrain.config import CheckpointSection, RunConfig
 from medtrain.errors import ConfigError, nearest
-from medtrain.hookspecs import hookimpl
-from medtrain.protocols.schedule import Plan, Schedule
+from medtrain.protocols import Plan, Schedule
 from pydantic import ValidationError
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-if TYPE_CHECKING:
-    from medtrain.run import Run
 from medtrain_plugins.standard.early_stopping import _direction
+
+if TYPE_CHECKING:
+    from medtrain import Run
 
 T = TypeVar("T")
 

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from medtrain import hookimpl
 from medtrain.config import EarlyStoppingSection
 from medtrain.errors import ConfigError, nearest
-from medtrain.hookspecs import hookimpl
-from medtrain.protocols.metric import NOT_A_NUMBER
-from medtrain.protocols.ranking import RankedValue, Ranking
+from medtrain.protocols import NOT_A_NUMBER, RankedValue, Ranking
 
 if TYPE_CHECKING:
-    from medtrain.run import Run
+    from medtrain import Run
 
 Mode = Literal["auto", "min", "max"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from medtrain.config import COURSES, SchedulerSection
 from medtrain.errors import ConfigError, nearest
-from medtrain.protocols.schedule import Plan, Schedule
+from medtrain.protocols import Plan, Schedule
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 

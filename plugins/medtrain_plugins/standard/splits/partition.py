@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from medtrain.errors import DataError, UsageError, first_lines
-from medtrain.runtime import determinism
+from medtrain.runtime.determinism import SPLIT, derive
 
 # Quantile strata of a continuous column: at most this many.
 MOST_BINS = 10
@@ -131,7 +131,7 @@ def first_rows(owners: Sequence[str]) -> dict[str, int]:
 
 
 def _generator(seed: int, use: int, attempt: int) -> np.random.Generator:
-    return np.random.default_rng(determinism.derive(seed, determinism.SPLIT, use, attempt))
+    return np.random.default_rng(derive(seed, SPLIT, use, attempt))
 
 
 def _units(

@@ -17,7 +17,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medtrain.data.tables import PARTICIPANT, SESSION, infer_types, missing_words, read_table
+from medtrain.data import PARTICIPANT, SESSION, infer_types, missing_words, read_table
 from medtrain.errors import DataError, UsageError, first_lines, nearest
 from medtrain.rundir import new_folder
 

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medtrain.data.split import Part, Split
-from medtrain.data.tables import PARTICIPANT, SESSION
+from medtrain.data import PARTICIPANT, SESSION, Part, Split
 from medtrain.errors import DataError, UsageError, first_lines
-from medtrain.protocols.dataset import Dataset, evaluation_of, participants_of
-from medtrain.rundir.files import read_json
+from medtrain.protocols import Dataset, evaluation_of, participants_of
+from medtrain.rundir import read_json
 
 from medtrain_plugins.standard.splits.split_tables import (
     BASELINE,

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from medtrain.config import RunConfig
-from medtrain.data.split import Part, Split
+from medtrain.data import Part, Split
 from medtrain.errors import DataError
-from medtrain.protocols.dataset import GROUPS, Data, Dataset, evaluation_of, participants_of, sample_ids_of
-from medtrain.runtime import determinism
+from medtrain.protocols import GROUPS, Data, Dataset, evaluation_of, participants_of, sample_ids_of
+from medtrain.runtime.determinism import SPLIT, derive
 
 from medtrain_plugins.standard.splits.partition import assign_folds, hold_out
 
@@ -90,15 +90,13 @@ def _partition(
     rows = list(range(len(owners)))
     for number, (name, fraction) in enumerate(fractions.items()):
         values = None if strata is None else [strata[row] for row in rows]
-        stream = determinism.derive(seed, determinism.SPLIT, number)
+        stream = derive(seed, SPLIT, number)
         held_out = hold_out([owners[row] for row in rows], values, round(fraction * everyone), stream)
         group_of |= dict.fromkeys(held_out, name)
         rows = [row for row in rows if owners[row] not in held_out]
     if num_folds:
         values = None if strata is None else [strata[row] for row in rows]
-        folds = assign_folds(
-            [owners[row] for row in rows], values, num_folds, determinism.derive(seed, determinism.SPLIT)
-        )
+        folds = assign_folds([owners[row] for row in rows], values, num_folds, derive(seed, SPLIT))
         group_of |= {owner: "validation" for owner, fold in folds.items() if fold == index}
     used = {"train", *group_of.values()}
     members_of: dict[str, list[int]] = {name: [] for name in GROUPS if name in used or fractions.get(name)}
