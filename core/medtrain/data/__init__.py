@@ -58,9 +58,10 @@ _HOMES = {
 
 __all__ = [
     "BIDS_MISSING", "CSV_MISSING", "PARTICIPANT", "SESSION", "Augmentation", "Data", "Dataset", "Item", "Joined",
-    "KFold", "Loader", "NamedSamples", "Part", "SingleSplit", "Split", "Weighted", "assign_folds", "cache_dir", "collate", "hold_out",
-    "infer_types", "make_kfold", "make_split", "missing_words", "parse_numbers", "participants_of", "processes",
-    "read_cells", "read_table", "refuse_mixture", "sample_ids_of", "split_groups", "table_from_rows", "write_report",
+    "KFold", "Loader", "NamedSamples", "Part", "SingleSplit", "Split", "Weighted", "assign_folds", "cache_dir",
+    "collate", "hold_out", "infer_types", "make_kfold", "make_split", "missing_words", "parse_numbers",
+    "participants_of", "processes", "read_cells", "read_table", "refuse_mixture", "sample_ids_of", "split_groups",
+    "table_from_rows", "write_report",
 ]  # fmt: skip
 
 
