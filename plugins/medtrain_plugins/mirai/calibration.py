@@ -1,22 +1,20 @@
-"""Platt calibration of yearly risks: fitted on women the model was not trained on, kept as a JSON file.
+"""Platt calibration of yearly risks: fitted on women outside the training group, stored as a JSON file.
 
-For each year the calibrated risk is sigmoid(slope * p + intercept) of the model's risk p, as the calibrators of the
-published Mirai have it. Each year is on its own: the order of women in a year never changes (so neither do AUC and
-C-index), but the risks of one woman may fall from a year to the next.
+For each year the calibrated risk is sigmoid(slope * p + intercept) of the model's risk p, as in the published Mirai.
+Each year is calibrated separately: the order of women in a year never changes (nor do AUC and C-index), but the risk of
+one woman may decrease from one year to the next.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-from medtrain.errors import ConfigError, DataError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from medtrain.errors import DataError
+from pydantic import Field
 
-from medtrain_plugins.common.platt import fit_line, sigmoid
+from medtrain_plugins.common.calibration import CalibrationFile, fit_line, sigmoid
 
 Array = npt.NDArray[np.float64]
 YEARS = 5
@@ -25,10 +23,10 @@ Intercept = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class Calibration(BaseModel):
-    """The coefficients by year, and how many samples and cases they were fitted on."""
+class Calibration(CalibrationFile):
+    """The coefficients by year, and the numbers of samples and cases they were fitted on."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    of: ClassVar[str] = "Mirai"
 
     format: Literal["medtrain-platt"] = "medtrain-platt"
     version: Literal[1] = 1
@@ -38,24 +36,6 @@ class Calibration(BaseModel):
     samples: Annotated[tuple[Count, ...], Field(min_length=YEARS, max_length=YEARS)]
     cases: Annotated[tuple[Count, ...], Field(min_length=YEARS, max_length=YEARS)]
 
-    @classmethod
-    def read(cls, path: str | Path) -> Calibration:
-        """From a JSON file. Raises ConfigError when it cannot be read or is no calibration."""
-        try:
-            return cls.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
-        except OSError as error:
-            raise ConfigError(f"{path}: the calibration cannot be read ({error.strerror})") from None
-        except ValidationError as error:
-            item = error.errors()[0]
-            key = ".".join(str(part) for part in item["loc"])
-            raise ConfigError(f"{path}: not a calibration of Mirai: {key}: {item['msg']}") from None
-        except ValueError:
-            raise ConfigError(f"{path}: not a calibration of Mirai: not valid JSON") from None
-
-    def write(self, path: str | Path) -> None:
-        """Into a JSON file."""
-        Path(path).write_text(json.dumps(self.model_dump(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
     def apply(self, risks: npt.ArrayLike) -> Array:
         """Calibrated risks (N, 5) of risks (N, 5)."""
         logits = np.asarray(self.slope) * np.asarray(risks, dtype=np.float64) + np.asarray(self.intercept)
@@ -63,12 +43,11 @@ class Calibration(BaseModel):
 
 
 def fit(risks: npt.ArrayLike, target: npt.ArrayLike, known: npt.ArrayLike) -> Calibration:
-    """The calibration of risks (N, 5), given what happened.
+    """Fits the calibration of risks (N, 5) to the outcomes.
 
-    target (N, 5): 1 for cancer within that many years. known (N, 5): 1 where that is known (for a case: in every
-    year).
-    Raises DataError naming a year in which all samples have one outcome or one risk, or in which a higher risk does
-    not go with more cancers.
+    target (N, 5): 1 for cancer within that many years. known (N, 5): 1 where the outcome is known (for a case: in every
+    year). Raises DataError naming a year in which all samples have one outcome or one risk, or in which higher risks do
+    not have more cancers.
     """
     risks, target, known = (np.asarray(values, dtype=np.float64) for values in (risks, target, known))
     if not np.isfinite(risks).all():
@@ -111,7 +90,7 @@ def log_loss(risks: npt.ArrayLike, target: npt.ArrayLike, known: npt.ArrayLike) 
 def known_outcomes(event_times: npt.ArrayLike, event_observed: npt.ArrayLike) -> tuple[Array, Array]:
     """Target and known, each (N, 5), of survival times (N,) (0-based year) and whether cancer was observed (N,).
 
-    Unlike the mask a model is trained with, a case stays known after her cancer: she had it within all later years.
+    Unlike in the training mask, a case stays known after her cancer: she had it within all later years.
     """
     from medtrain_plugins.mammography.evaluation.survival import check_times, year_classes
 
