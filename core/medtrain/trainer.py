@@ -24,12 +24,13 @@ from medtrain.plugins import Plugins
 from medtrain.protocols.dataset import Data
 from medtrain.protocols.metric import Evaluation, Metric
 from medtrain.protocols.model import load_state, unwrap
+from medtrain.protocols.weights import State
 from medtrain.run import Run
-from medtrain.rundir import checkpoint
 from medtrain.rundir import directory as maps
-from medtrain.rundir.directory import Maps, SplitFolder
+from medtrain.rundir.checkpoint import read_newest
+from medtrain.rundir.directory import LAST, Maps, SplitFolder
 from medtrain.rundir.environment import check_recorded, environment, setup
-from medtrain.rundir.retention import LAST
+from medtrain.rundir.resolve import find_checkpoint, has_checkpoint
 from medtrain.runtime import determinism, distributed
 from medtrain.runtime.distributed import World
 from medtrain.runtime.precision import choose_amp
@@ -170,7 +171,7 @@ class Trainer:
             return self._fit(folder, parts, source, data=given)
         except (ConfigError, DataError, PluginError):
             # A mistake that shows before the first checkpoint leaves nothing worth keeping.
-            if world.is_main and not folder.has_checkpoint():
+            if world.is_main and not has_checkpoint(folder):
                 shutil.rmtree(folder.path if existed else self.path, ignore_errors=True)
             raise
 
@@ -187,15 +188,15 @@ class Trainer:
         possible. A run that ended before its first checkpoint starts over.
         """
         folder, config = self._opened(split_idx, computational)
-        if split is None and (recorded := folder.data()) is not None:
+        if split is None and (recorded := folder.inputs.data()) is not None:
             split = record.rebuild_data(recorded, split_idx)
         if isinstance(split, Split):
             config = config.with_data(split.feeding)
-        check_recorded(folder.setup(), config)
+        check_recorded(folder.inputs.setup(), config)
         world = distributed.join(config.computational.device)
         source = None
-        if checkpoint != LAST or folder.has_checkpoint():
-            source = self._find_checkpoint(folder, str(checkpoint))
+        if checkpoint != LAST or has_checkpoint(folder):
+            source = find_checkpoint(folder, checkpoint)
         elif world.is_main:
             folder.cut_history(0)
         return self._fit(folder, self._assemble(config, world, split, from_checkpoint=source is not None), source)
@@ -242,7 +243,7 @@ class Trainer:
         if table is not None or images is not None:
             changes = {"table": table or config.data.table, "images": images}
             config = config.model_copy(update={"data": config.data.model_copy(update=changes)})
-        if not new and (kept := folder.data()) is not None:
+        if not new and (kept := folder.inputs.data()) is not None:
             split, new = record.rebuild_data(kept, split_idx), True
         groups = assemble.evaluation_groups(config, self.plugins, world, split, recorded, new)
         if group not in groups.groups:
@@ -288,10 +289,9 @@ class Trainer:
         model = unwrap(assemble.build_module(config, self.plugins, world))
         run = Run(config, model, world.device, folder, split=split_idx, is_main_process=world.is_main)
         run.world, run.amp = world, choose_amp(config.computational.amp, world.device)
-        path = self._evaluated_checkpoint(folder, checkpoint)
-        load_state(run.model, checkpoint_weights(path), str(path))
+        run.checkpoint = find_checkpoint(folder, checkpoint)
+        load_state(run.model, read_newest(run.checkpoint)[0].model, str(run.checkpoint))
         run.model.eval()
-        run.checkpoint = path
         answer = self.plugins.first_result("predict", run=run, sample=sample)
         if answer is None:
             raise PluginError(f"none of the plugins {', '.join(self.plugins.names)} can predict (hook predict)")
@@ -311,6 +311,19 @@ class Trainer:
                 f"run ({type(error).__name__}: {error}); what build_metrics needs of the data it has to keep in "
                 "Data.about"
             ) from error
+
+    def build_model(self, state: State | None = None, where: str = "") -> nn.Module:
+        """The model on the CPU, freshly initialised from the seed, or with a state dict (`where` in messages)."""
+        model = unwrap(assemble.build_module(self.config.with_fresh_model(), self.plugins, World()))
+        if state is not None:
+            load_state(model, state, where)
+        return model
+
+    def build_data(self, recorded: dict[str, Any] | None = None) -> Data:
+        """The groups of the data. recorded: the membership of a split, as its folder keeps it, which they must have."""
+        if recorded is None:
+            return assemble.build_split(self.config, self.plugins, World()).as_data()
+        return assemble.evaluation_groups(self.config, self.plugins, World(), None, recorded, new=False).as_data()
 
     def dry_run(self) -> dict[str, Any]:
         """Assemble everything and say what it is; nothing is trained or written."""
@@ -345,7 +358,7 @@ class Trainer:
         opened = Maps.open(self.path)
         record.refuse_other_settings(opened.config_file, self._asked)
         folder = opened.split(index)
-        if self.overwrite or not folder.has_checkpoint():
+        if self.overwrite or not has_checkpoint(folder):
             folder.erase()
             return None
         if folder.status()["status"] == "completed":
@@ -354,7 +367,7 @@ class Trainer:
                 "it, or give another --out (Trainer: overwrite=True erases it)"
             )
         record.refuse_other_settings(folder.config_file, config.to_toml(), ("data", "run", "computational"))
-        return self._find_checkpoint(folder, LAST)
+        return find_checkpoint(folder, LAST)
 
     def _assemble(
         self, config: RunConfig, world: World, given: Data | Split | None, from_checkpoint: bool = False
@@ -376,7 +389,7 @@ class Trainer:
                 split = parts.split
                 folder.write_membership(split.membership(), split.digest(), split.about)
                 if data is not None:
-                    folder.write_data(record.describe_data(data))
+                    folder.inputs.write_data(record.describe_data(data))
             result = self._run(folder, parts, source)
         Maps(folder.path.parent).write_index()
         return result
@@ -387,7 +400,7 @@ class Trainer:
         if source is not None:
             fit.restore(source)
         if world.is_main:
-            folder.write_start(run.config.to_toml(), setup(run.config, world.device, world.size))
+            folder.inputs.write(run.config.to_toml(), setup(run.config, world.device, world.size))
         fit.start(resumed=source is not None)
         fit.run()
         world.barrier()
@@ -411,31 +424,10 @@ class Trainer:
             return self.config
         return configure(self.plugins, files=[folder.config_file], assignments=self._assignments)
 
-    def _find_checkpoint(self, folder: SplitFolder, name: str) -> Path:
-        candidates = [folder.checkpoint(name), Path(name)]
-        for path in candidates:
-            if checkpoint.is_there(path):
-                return path
-        known = [path.name for path in folder.checkpoints()]
-        raise CheckpointError(
-            f"{folder.path}: there is no checkpoint {name!r}; there are: {', '.join(known) or 'none'}"
-        )
-
-    def _evaluated_checkpoint(self, folder: SplitFolder, name: str | Path | None) -> Path:
-        if name is not None:
-            return self._find_checkpoint(folder, str(name))
-        return folder.best() or self._find_checkpoint(folder, LAST)
-
     def _load(self, folder: SplitFolder, engine: Engine, run: Run, name: str | Path | None) -> None:
-        path = self._evaluated_checkpoint(folder, name)
-        saved, problems = checkpoint.read_newest(path)
+        path = find_checkpoint(folder, name)
+        saved, problems = read_newest(path)
         for problem in problems:
             folder.log(f"damaged checkpoint passed over: {problem}")
         load_state(unwrap(engine.plain), saved.model, str(path))
         run.checkpoint, run.step, run.epoch = path, saved.facts["step"], saved.facts["epoch"]
-
-
-def checkpoint_weights(path: Path) -> dict[str, Any]:
-    """The verified weights of a checkpoint folder."""
-    saved, _ = checkpoint.read_newest(path)
-    return saved.model

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from medtrain.weights.reading import read_about
+from medtrain.weights import read_about
 from medtrain_cli.main import main
 from safetensors.torch import load_file, save_file
 

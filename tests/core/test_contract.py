@@ -96,6 +96,7 @@ PUBLIC = [
     "scores_table",
     "seed_everything",
     "seed_everything_context",
+    "seed_model",
     "write_comparison",
     "write_page",
     "write_run",

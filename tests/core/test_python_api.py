@@ -117,7 +117,7 @@ def test_a_gpu_that_is_not_there_is_told_once_and_recorded(tmp_path: Path) -> No
         "gpu=True, but torch sees no GPU: training on the CPU"
     ]
     folder = Maps.open(tmp_path / "run").split(0)
-    assert folder.setup() | {"device": "cpu", "gpu": None} == folder.setup()
+    assert folder.inputs.setup() | {"device": "cpu", "gpu": None} == folder.inputs.setup()
     text = folder.config_file.read_text()
     assert "seed = 42" in text and "deterministic = true" in text
     torch.use_deterministic_algorithms(False)
@@ -129,7 +129,7 @@ def test_a_split_trained_on_a_gpu_is_not_resumed_without_one_unless_told(tmp_pat
     trainer = Trainer(tmp_path / "run", supervised(), optimization=OptimizationConfig(num_epochs=1))
     trainer.train(halves())
     folder = Maps.open(tmp_path / "run").split(0)
-    folder.write_start(folder.config_file.read_text(), folder.setup() | {"device": "cuda", "gpu": "Model 1"})
+    folder.inputs.write(folder.config_file.read_text(), folder.inputs.setup() | {"device": "cuda", "gpu": "Model 1"})
     with pytest.raises(ConfigError, match=r"trained on a GPU \(Model 1\), and torch sees none here; .*gpu=False"):
         trainer.extend(2)
     assert trainer.extend(2, computational=ComputationalConfig(gpu=False)).epochs == 2
@@ -381,7 +381,7 @@ def test_what_a_run_records_of_its_surroundings(tmp_path: Path, monkeypatch: pyt
     maps = Maps.open(tmp_path / "run")
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert maps.environment()["git"] == {"commit": head.strip(), "changed": False}
-    assert maps.split(0).setup()["table_sha256"] == hashlib.sha256(b"a,b\n").hexdigest()
+    assert maps.split(0).inputs.setup()["table_sha256"] == hashlib.sha256(b"a,b\n").hexdigest()
 
 
 def test_warnings_of_users_are_seen(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from medtrain import Trainer
 from medtrain.rundir.directory import Maps
-from medtrain.rundir.verify import verify
+from medtrain_plugins.results.verify import verify
 
 
 @pytest.fixture

@@ -16,18 +16,9 @@ from medtrain.errors import CheckpointError, ConfigError, UsageError
 from medtrain.plugins import Plugins, check
 from medtrain.protocols.model import load_state
 from medtrain.protocols.weights import Weights
-from medtrain.weights.reading import (
-    about,
-    checkpoint_of,
-    inspect,
-    read,
-    read_about,
-    read_run,
-    read_state,
-    write,
-    write_pickle,
-)
-from medtrain.weights.weights_file import weights_file
+from medtrain.rundir.resolve import checkpoint_of
+from medtrain.weights import read_about, read_model, read_state, read_weights, weights_file
+from medtrain_plugins.results.weights_files import inspect, note, note_of, write, write_pickle
 from safetensors.torch import save_file
 from torch import nn
 
@@ -78,7 +69,7 @@ def test_a_run_gives_its_weights_and_options(run: Path) -> None:
 def test_a_checkpoint_away_from_its_run(run: Path, tmp_path: Path) -> None:
     moved = (run / "split-0" / "last").rename(tmp_path / "moved")
     assert medtrain.build_model("toy_plugin", weights=moved)[2].p == 0.25
-    assert read_run(moved).about["source"][0]["file"] == "moved/model.safetensors"
+    assert note_of(read_model(moved))["source"][0]["file"] == "moved/model.safetensors"
 
 
 def test_a_damaged_checkpoint_is_passed_over_or_refused(run: Path) -> None:
@@ -90,13 +81,14 @@ def test_a_damaged_checkpoint_is_passed_over_or_refused(run: Path) -> None:
 def test_the_moving_average_is_what_a_run_gives(toy_run: Callable[..., Path]) -> None:
     run = toy_run("optimization.ema_decay=0.9", "checkpoint.best=false")
     averaged = read_state(run / "split-0" / "last" / "model.safetensors")
-    assert same(read_run(run).weights.state, averaged)
+    assert same(read_model(run).weights.state, averaged)
 
 
 def test_export_and_build_again(run: Path, tmp_path: Path) -> None:
-    exported = read_run(run)
-    assert (exported.run, exported.folder.name, exported.plugin) == ("run", "best-fit", "toy_plugin")
-    write(tmp_path / "a.safetensors", exported.weights.state, exported.about)
+    exported = read_model(run)
+    assert exported.run is not None and exported.run.path.name == "run"
+    assert (exported.path.name, exported.plugin) == ("best-fit", "toy_plugin")
+    write(tmp_path / "a.safetensors", exported.weights.state, note_of(exported))
     write_pickle(tmp_path / "a.pth", exported.weights.state)
     for name in ("a.safetensors", "a.pth"):
         assert same(medtrain.build_model("toy_plugin", weights=tmp_path / name).state_dict(), exported.weights.state)
@@ -104,13 +96,13 @@ def test_export_and_build_again(run: Path, tmp_path: Path) -> None:
     noted = read_about(tmp_path / "a.safetensors")
     assert noted is not None and noted["source"][0]["file"] == "run/split-0/best-fit/model.safetensors"
     # Equal weights are equal files.
-    write(tmp_path / "b.safetensors", exported.weights.state, exported.about)
+    write(tmp_path / "b.safetensors", exported.weights.state, note_of(exported))
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
 def test_folders_of_this_machine_are_not_given_away(tmp_path: Path) -> None:
     options = {"encoder": str(tmp_path / "mirai.p"), "relative": "weights/x.p", "size": [1, 2]}
-    assert about("p", options, [])["options"] == {"encoder": "mirai.p", "relative": "weights/x.p", "size": [1, 2]}
+    assert note("p", options, [])["options"] == {"encoder": "mirai.p", "relative": "weights/x.p", "size": [1, 2]}
 
 
 def test_tied_weights_are_written_under_each_name(tmp_path: Path) -> None:
@@ -129,7 +121,7 @@ def test_plain_files_of_every_kind(tmp_path: Path) -> None:
     save_file({f"_orig_mod.{k}": v for k, v in state.items()}, tmp_path / "compiled.weights")
     for path in tmp_path.iterdir():
         assert same(medtrain.build_model("toy_plugin", weights=path).state_dict(), state), path
-        assert inspect(path)[1] is None
+        assert inspect(path).about is None
 
 
 @pytest.mark.parametrize(
@@ -223,20 +215,20 @@ def test_a_plugin_reads_files_of_its_own(tmp_path: Path) -> None:
     plugins = Plugins([check("foreign", Foreign())])
     (tmp_path / "a.txt").write_text("1 2")
     (tmp_path / "b.txt").write_text("3")
-    found = read(plugins, "foreign", RunConfig(), [tmp_path / "a.txt", tmp_path / "b.txt"])
+    found = read_weights(plugins, "foreign", RunConfig(), [tmp_path / "a.txt", tmp_path / "b.txt"])
     assert found.state["bias"].tolist() == [1, 2, 3] and found.notes == ["Zeros."]
     # What it does not know, and what medtrain wrote itself, the core reads.
     torch.save(found.state, tmp_path / "x.pth")
-    assert same(read(plugins, "foreign", RunConfig(), [tmp_path / "x.pth"]).state, found.state)
+    assert same(read_weights(plugins, "foreign", RunConfig(), [tmp_path / "x.pth"]).state, found.state)
     write(tmp_path / "y.safetensors", found.state, {"plugin": "other", "options": {"size": 3}, "source": []})
-    other = read(plugins, "foreign", RunConfig(), [tmp_path / "y.safetensors"])
+    other = read_weights(plugins, "foreign", RunConfig(), [tmp_path / "y.safetensors"])
     assert other.options == {} and other.notes == ["y.safetensors was made for the plugin 'other'."]
     with pytest.raises(UsageError, match="foreign reads weights from one file at a time, not from 2"):
-        read(plugins, "foreign", RunConfig(), [tmp_path / "x.pth", tmp_path / "y.safetensors"])
+        read_weights(plugins, "foreign", RunConfig(), [tmp_path / "x.pth", tmp_path / "y.safetensors"])
 
 
 def test_the_trainer_of_given_objects_has_weights_too(tmp_path: Path) -> None:
     made = Trainer(tmp_path / "run", TensorModel(net(), "features"), plugins=["toy_plugin"])
     run = made.train().maps
-    noted = read_run(run).about
+    noted = note_of(read_model(run))
     assert noted["plugin"] == "toy_plugin" and json.dumps(noted)

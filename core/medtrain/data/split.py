@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +12,7 @@ from medtrain.data.adapters import Weighted, from_dataloader, named
 from medtrain.data.loader import Loader
 from medtrain.errors import DataError, first_lines
 from medtrain.protocols.dataset import Data, Dataset, participants_of, sample_ids_of
+from medtrain.rundir.files import sha256_of
 
 _EVALUATION = ("batch_size", "num_workers", "collate_fn")
 
@@ -170,8 +169,7 @@ class Split:
 
     def digest(self) -> str:
         """SHA-256 of the membership."""
-        text = json.dumps(self.membership(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return sha256_of(self.membership())
 
 
 def _refuse_repeats(groups: dict[str, Dataset]) -> None:

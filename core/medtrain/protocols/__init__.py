@@ -14,7 +14,16 @@ from medtrain.protocols.dataset import (
     sample_ids_of,
 )
 from medtrain.protocols.loss import Term, Terms, as_terms
-from medtrain.protocols.metric import NOT_A_NUMBER, Array, BatchMetric, Evaluation, Metric, Rows, Undefined, compute_all
+from medtrain.protocols.metric import (
+    NOT_A_NUMBER,
+    Array,
+    BatchMetric,
+    Evaluation,
+    Metric,
+    Rows,
+    Undefined,
+    compute_all,
+)
 from medtrain.protocols.model import SupervisedModel, TensorLoss, TensorModel, evaluation_mode, load_state, move_batch
 from medtrain.protocols.ranking import RankedValue, Ranking
 from medtrain.protocols.report import Section

@@ -13,14 +13,15 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
 
 from medtrain.errors import CheckpointError
 from medtrain.rundir.files import sha256, sync_path
+
+if TYPE_CHECKING:  # commands that only look at a run start without torch
+    import torch
 
 SCHEMA = 1
 MODEL, TENSORS, STATE, MANIFEST = "model.safetensors", "state.safetensors", "state.json", "checkpoint.json"
@@ -42,6 +43,8 @@ class Checkpoint:
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint under this name, atomically; the one that had the name stays as `predecessor(folder)`."""
+    from safetensors.torch import save_file
+
     aside = _aside(folder)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -101,6 +104,8 @@ def _aside(folder: Path) -> Path:
 
 def read(folder: Path) -> Checkpoint:
     """A verified checkpoint; CheckpointError names what is missing or damaged."""
+    from safetensors.torch import load_file
+
     manifest = read_manifest(folder)
     for name, wanted in manifest["sha256"].items():
         path = folder / name
@@ -154,8 +159,6 @@ def read_newest(folder: Path) -> tuple[Checkpoint, list[str]]:
 
 def load_model_file(path: Path) -> dict[str, torch.Tensor]:
     """The state dict of a `model.safetensors`, tied weights restored."""
-    from safetensors import safe_open
-
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
@@ -197,10 +200,12 @@ def _storable(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], 
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:
+    from torch import contiguous_format
+
     tensor = tensor.detach()
     if tensor.device.type == "cpu" and tensor.is_contiguous() and _owns_storage(tensor):
         return tensor
-    return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+    return tensor.to("cpu", copy=True, memory_format=contiguous_format)
 
 
 def _owns_storage(tensor: torch.Tensor) -> bool:
@@ -209,7 +214,9 @@ def _owns_storage(tensor: torch.Tensor) -> bool:
 
 def _pack(value: Any, tensors: dict[str, torch.Tensor], at: str) -> Any:
     """A tree as JSON: tensors go into `tensors` under their path; what JSON lacks is marked."""
-    if isinstance(value, torch.Tensor):
+    from torch import Tensor
+
+    if isinstance(value, Tensor):
         name = at or "tensor"
         tensors[name] = _own(value)
         return {"$tensor": name}

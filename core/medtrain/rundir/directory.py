@@ -21,8 +21,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import re
 import shutil
@@ -31,11 +29,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from medtrain._version import __version__
 from medtrain.errors import UsageError
-from medtrain.rundir.files import new_folder, read_json, sha256, strict, write_json, write_text
+from medtrain.rundir import checkpoint
+from medtrain.rundir.files import new_folder, read_json, sha256, write_json, write_text
+from medtrain.rundir.records import Lock, RecordFile
 
 SCHEMA = 1
 
@@ -46,20 +46,10 @@ INDEX, CONFIG, ENVIRONMENT, OBJECTS = "maps.json", "config.toml", "environment.j
 FILES, SETUP, DATA = "index.json", "setup.json", "data.json"
 
 
+LAST = "last"  # the newest checkpoint
+
+
 VOLATILE = ("lock", "control", "log.txt", "status.json", "timing.jsonl")  # change without anything being wrong
-
-
-# Locks this process holds. A loader worker is a fork that shares them and may outlive a killed run by seconds, so it
-# lets go of them at once: the run can be resumed as soon as its own process is gone.
-_LOCKS: set[TextIO] = set()
-
-
-def _leave_locks() -> None:
-    for file in _LOCKS:
-        file.close()
-
-
-os.register_at_fork(after_in_child=_leave_locks)
 
 
 class Maps:
@@ -128,8 +118,7 @@ class Maps:
 
     def objects(self) -> dict[str, Any]:
         """Recipes of the objects a Python user gave; empty when there were none."""
-        path = self.path / OBJECTS
-        return read_json(path) if path.is_file() else {}
+        return _read_if_there(self.path / OBJECTS) or {}
 
     @property
     def config_file(self) -> Path:
@@ -145,10 +134,16 @@ class Maps:
         for folder in self.splits():
             files = {
                 str(path.relative_to(folder.path)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-                for path in folder.lasting_files()
+                for path in _lasting_files(folder)
             }
             described[folder.path.name] = {"status": folder.status()["status"], "files": files}
         write_json(self.path / FILES, {"schema": SCHEMA, "medtrain": __version__, "splits": described})
+
+    def listed_files(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """The files of each split, as the derived index has them; empty while no split is complete."""
+        if not (self.path / FILES).is_file():
+            return {}
+        return {name: split["files"] for name, split in read_json(self.path / FILES)["splits"].items()}
 
     def folds(self, group: str) -> Path:
         """Where results across splits go."""
@@ -163,12 +158,37 @@ class Maps:
         return [SplitFolder(p) for p in sorted(found, key=lambda p: int(p.name[6:]))]
 
 
-class SplitFolder:
-    """One split's folder: its own lock, history, checkpoints and evaluations."""
+class SplitInputs:
+    """What a split is trained with and on, as its folder records it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._streams: dict[str, TextIO] = {}
+
+    def write(self, config: str, setup: dict[str, Any]) -> None:
+        """The configuration and the machine, at the start and at every resume."""
+        write_text(self.path / CONFIG, config)
+        write_json(self.path / SETUP, setup)
+
+    def setup(self) -> dict[str, Any]:
+        """The machine; empty for a split that never started."""
+        return _read_if_there(self.path / SETUP) or {}
+
+    def write_data(self, described: dict[str, Any]) -> None:
+        """How data that were given in Python are found again."""
+        write_json(self.path / DATA, described)
+
+    def data(self) -> dict[str, Any] | None:
+        """The same; None when the data are a plugin's."""
+        return _read_if_there(self.path / DATA)
+
+
+class SplitFolder:
+    """One split's folder: its own lock, inputs, history, checkpoints and evaluations."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock, self.inputs = Lock(path), SplitInputs(path)
+        self._history, self._timing = RecordFile(path / "history.jsonl"), RecordFile(path / "timing.jsonl")
 
     @property
     def number(self) -> int:
@@ -178,57 +198,21 @@ class SplitFolder:
     def config_file(self) -> Path:
         return self.path / CONFIG
 
-    def write_start(self, config: str, setup: dict[str, Any]) -> None:
-        """What this split is trained with and on, at its start and at every resume."""
-        write_text(self.config_file, config)
-        write_json(self.path / SETUP, setup)
-
-    def write_data(self, described: dict[str, Any]) -> None:
-        """How data that were given in Python are found again."""
-        write_json(self.path / DATA, described)
-
-    def data(self) -> dict[str, Any] | None:
-        """The same; None when the data are a plugin's."""
-        path = self.path / DATA
-        return read_json(path) if path.is_file() else None
-
-    def erase(self) -> None:
-        """Remove a split that nobody is training."""
-        if self._is_locked():
-            raise UsageError(f"{self.path}: another process is training this split")
-        shutil.rmtree(self.path, ignore_errors=True)
-
-    def lasting_files(self) -> list[Path]:
-        """The files whose change or loss means damage; of a checkpoint its manifest, which vouches for the rest."""
-        from medtrain.rundir.checkpoint import MANIFEST
-
-        manifests = [path / MANIFEST for path in self.checkpoints()]
-        inside = {file for manifest in manifests for file in manifest.parent.iterdir()}
-        found = {path for path in self.path.rglob("*") if path.is_file()} - inside
-        hidden = {path for path in found if any(part.startswith(".") for part in path.relative_to(self.path).parts)}
-        return sorted({path for path in found - hidden if path.name not in VOLATILE} | set(manifests))
-
-    def setup(self) -> dict[str, Any]:
-        """What it was trained on; empty for a split that never started."""
-        path = self.path / SETUP
-        return read_json(path) if path.is_file() else {}
-
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the split; the lock goes with the process, however it ends."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(f"{self.path}: another process is training this split") from None
-            _LOCKS.add(file)
+        with self.lock.hold():
             try:
                 yield
             finally:
-                _LOCKS.discard(file)
-                while self._streams:
-                    self._streams.popitem()[1].close()
+                self._history.close()
+                self._timing.close()
+
+    def erase(self) -> None:
+        """Remove a split that nobody is training."""
+        if self.lock.is_held():
+            raise UsageError(f"{self.path}: another process is training this split")
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def write_membership(self, membership: dict[str, Any], digest: str, about: dict[str, Any]) -> None:
         write_json(self.path / "split.json", {"sha256": digest, "about": about, "groups": membership})
@@ -246,40 +230,23 @@ class SplitFolder:
             status = read_json(self.path / "status.json")
         except UsageError:
             return {"status": "unknown"}
-        if status["status"] in ("running", "paused") and not self._is_locked():
+        if status["status"] in ("running", "paused") and not self.lock.is_held():
             status["status"] = "killed"
         return status
 
     def append_history(self, record: dict[str, Any]) -> None:
-        self._append("history.jsonl", record)
+        self._history.append(record)
 
     def append_timing(self, record: dict[str, Any]) -> None:
-        self._append("timing.jsonl", record)
-
-    def _append(self, name: str, record: dict[str, Any]) -> None:
-        # Opened once: opening a file costs as much as several steps of a small model.
-        if name not in self._streams:
-            self._streams[name] = (self.path / name).open("a", encoding="utf-8")
-        self._streams[name].write(_line(record))
-        self._streams[name].flush()
+        self._timing.append(record)
 
     def history(self) -> list[dict[str, Any]]:
         """One record per finished epoch; undefined values are None."""
-        path = self.path / "history.jsonl"
-        if not path.is_file():
-            return []
-        # A line that a crash cut short has no end; everything before it is whole.
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines]
+        return self._history.read()
 
     def cut_history(self, epochs: int) -> None:
-        """Forget the epochs from number `epochs` on."""
-        if not (history := self.history()):
-            return
-        text = "".join(_line(record) for record in history if record["epoch"] < epochs)
-        if stream := self._streams.pop("history.jsonl", None):
-            stream.close()
-        write_text(self.path / "history.jsonl", text)
+        """Remove the epochs from number `epochs` on."""
+        self._history.keep(lambda record: record["epoch"] < epochs)
 
     def log(self, line: str) -> None:
         """Add a line to the split's log."""
@@ -291,15 +258,7 @@ class SplitFolder:
 
     def checkpoints(self) -> list[Path]:
         """Checkpoint folders, oldest step first."""
-        from medtrain.rundir import checkpoint
-
         return list(checkpoint.folders(self.path)) if self.path.is_dir() else []
-
-    def has_checkpoint(self) -> bool:
-        """Whether there is one to resume from, be it a predecessor or one whose last rename a crash prevented."""
-        from medtrain.rundir import checkpoint
-
-        return any(self.path.glob(f"*/{checkpoint.MANIFEST}"))
 
     def best(self) -> Path | None:
         """The best checkpoint, if one was kept: that of the monitored value, else another one's."""
@@ -320,15 +279,18 @@ class SplitFolder:
     def evaluation(self, group: str) -> Path:
         return self.path / f"evaluation-{group}"
 
-    def _is_locked(self) -> bool:
-        try:
-            with (self.path / "lock").open("r") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+
+def _lasting_files(folder: SplitFolder) -> list[Path]:
+    """The files whose change or loss means damage; of a checkpoint its manifest, which vouches for the rest."""
+    manifests = [path / checkpoint.MANIFEST for path in folder.checkpoints()]
+    inside = {file for manifest in manifests for file in manifest.parent.iterdir()}
+    found = {path for path in folder.path.rglob("*") if path.is_file()} - inside
+    hidden = {path for path in found if any(part.startswith(".") for part in path.relative_to(folder.path).parts)}
+    return sorted({path for path in found - hidden if path.name not in VOLATILE} | set(manifests))
+
+
+def _read_if_there(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.is_file() else None
 
 
 def check_creatable(path: Path) -> None:
@@ -360,7 +322,3 @@ def default_path(plugins: list[str], name: str = "") -> Path:
         path = Path("runs") / "-".join([*parts, str(number)])
         number += 1
     return path
-
-
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(strict(record), allow_nan=False) + "\n"

@@ -22,6 +22,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_of(value: Any) -> str:
+    """The checksum of a value as JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def strict(value: Any) -> Any:
     """The value as strict JSON: NaN and infinities become None."""
     if isinstance(value, float):

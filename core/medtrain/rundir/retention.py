@@ -10,9 +10,8 @@ from medtrain.config.sections import CheckpointSection
 from medtrain.errors import CheckpointError
 from medtrain.protocols.ranking import CheckpointId, Ranking
 from medtrain.rundir import checkpoint
+from medtrain.rundir.directory import LAST as LAST
 from medtrain.rundir.directory import SplitFolder
-
-LAST = "last"
 
 
 class CheckpointRetention:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from medtrain.protocols.model import load_state
 from medtrain.protocols.weights import State, Weights
-from medtrain.weights.pickles import Shell, unpickle
-from medtrain.weights.reading import plain_state, read_about, read_state
+from medtrain.weights.saved_model import SavedModel, read_model, read_weights
+from medtrain.weights.state_dicts import METADATA, plain_state, read_about, read_state
+from medtrain.weights.unpickling import RestrictedUnpickler, StateDictUnpickler, Stub, unpickle
 from medtrain.weights.weights_file import weights_file
 
 __all__ = [
-    "Shell", "State", "Weights", "load_state", "plain_state", "read_about", "read_state", "unpickle", "weights_file",
+    "METADATA", "RestrictedUnpickler", "SavedModel", "State", "StateDictUnpickler", "Stub", "Weights", "load_state",
+    "plain_state", "read_about", "read_model", "read_state", "read_weights", "unpickle", "weights_file",
 ]  # fmt: skip

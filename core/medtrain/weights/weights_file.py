@@ -6,7 +6,7 @@ from pathlib import Path
 
 from medtrain.errors import ConfigError
 from medtrain.rundir import checkpoint
-from medtrain.weights.reading import checkpoint_of
+from medtrain.rundir.resolve import checkpoint_of
 
 
 def weights_file(where: str, key: str) -> Path:

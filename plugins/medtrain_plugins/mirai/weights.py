@@ -58,17 +58,17 @@ def load_transformer(path: str | Path, aggregator: AllImageTransformer) -> None:
 
 def _recorded_heads(root: Any) -> int | None:
     """The number of attention heads from the arguments in a snapshot's modules; shapes do not show it."""
-    from medtrain.weights import Shell
+    from medtrain.weights import Stub
 
     from medtrain_plugins.mammography.weights.snapshots import children_of
 
     waiting, seen = [root], set()
     while waiting:
         value = waiting.pop()
-        if not isinstance(value, dict | Shell) or id(value) in seen:
+        if not isinstance(value, dict | Stub) or id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, Shell) and isinstance(arguments := value.attributes.get("args"), Shell):
+        if isinstance(value, Stub) and isinstance(arguments := value.attributes.get("args"), Stub):
             heads = arguments.attributes.get("num_heads")
             if isinstance(heads, int):
                 return heads

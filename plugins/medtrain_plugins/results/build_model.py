@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medtrain.config import Layers, RunConfig
+from medtrain import RunConfig, Trainer
+from medtrain.config import Layers, configure
 from medtrain.errors import ConfigError
-from medtrain.plugins import Plugins
-from medtrain.protocols.model import load_state, unwrap
-from medtrain.protocols.weights import Weights
-from medtrain.runtime import determinism
-from medtrain.weights.reading import read as read_weights
+from medtrain.weights import Weights, read_weights
 from torch import nn
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("medtrain")
 
 
 def build_model(plugin: str, weights: str | Path | Sequence[str | Path] | None = None, **options: Any) -> nn.Module:
@@ -29,54 +26,49 @@ def build_model(plugin: str, weights: str | Path | Sequence[str | Path] | None =
     Raises ConfigError for unknown options and files that are not there or no weights, PluginError for unknown
     plugins, and CheckpointError when weights are damaged, refused, or do not fit.
     """
-    layers = Layers()
-    layers.add({"plugins": {plugin: options}}, "build_model")
     paths = [] if weights is None else [weights] if isinstance(weights, str | Path) else list(weights)
-    return build_with_weights(plugin, layers, [Path(path) for path in paths])[0]
+    return build_with_weights(plugin, [Path(path) for path in paths], options)[0]
 
 
-def build_with_weights(plugin: str, given: Layers, paths: Sequence[Path]) -> tuple[nn.Module, Weights]:
+def build_with_weights(
+    plugin: str, paths: Sequence[Path], options: Mapping[str, Any] | None = None, assignments: Sequence[str] = ()
+) -> tuple[nn.Module, Weights]:
     """A plugin's model, and what was read from the files (none: nothing) and loaded into it.
 
-    given: options, which win over those recorded with the weights. In the answer, `options` are both together.
+    options, assignments: win over the options recorded with the weights. In the answer, `options` are both together.
     """
-    plugins = Plugins.of([plugin])
-    named = {"run": {"plugins": [plugin]}}
-    given.add(named, "medtrain")
+    values = {"build_model": {"plugins": {plugin: options or {}}}}
     found = Weights({})
+    where = ", ".join(map(str, paths))
     if paths:
-        found = read_weights(plugins, plugin, _provisional(given, plugins, named), paths)
-        given = _fill_in(plugin, given, found, ", ".join(map(str, paths)))
-    config = given.build(plugins.options()).with_fresh_model()
-    determinism.seed_model(config.run.seed)
-    model: nn.Module = unwrap(plugins.required("build_model", config=config))
-    if paths:
-        load_state(model, found.state, ", ".join(map(str, paths)))
-    return model, found
+        config = _provisional(plugin, values, assignments)
+        found = read_weights(Trainer(config=config).plugins, plugin, config.with_fresh_model(), paths)
+        values = {where: {"plugins": {plugin: dict(found.options)}}, **values}
+        found.options |= _given(plugin, values["build_model"], assignments, found.options)
+    trainer = Trainer(config=configure([plugin], values, assignments=assignments))
+    return trainer.build_model(found.state if paths else None, where), found
 
 
-def _provisional(given: Layers, plugins: Plugins, named: dict[str, Any]) -> RunConfig:
+def _provisional(plugin: str, values: Mapping[str, Any], assignments: Sequence[str]) -> RunConfig:
     """The given options, or the defaults when the given ones only make sense with those recorded with the weights."""
     try:
-        return given.build(plugins.options()).with_fresh_model()
+        return configure([plugin], values, assignments=assignments)
     except ConfigError:
-        bare = Layers()
-        bare.add(named, "medtrain")
-        return bare.build(plugins.options()).with_fresh_model()
+        return configure([plugin])
 
 
-def _fill_in(plugin: str, given: Layers, found: Weights, where: str) -> Layers:
-    """The given options over those recorded with the weights, which are told where they differ."""
-    table = given.values.get("plugins")
+def _given(
+    plugin: str, values: Mapping[str, Any], assignments: Sequence[str], recorded: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The plugin's options as they were given; a warning for those that were recorded otherwise with the weights."""
+    layers = Layers()
+    layers.add(values, "")
+    for assignment in assignments:
+        layers.add_assignment(assignment, [plugin])
+    table = layers.values["plugins"]
     options = table.get(plugin) if isinstance(table, dict) else None
-    options = options if isinstance(options, dict) else {}
+    options = options if isinstance(options, dict) else {}  # what is no table is refused when it is used
     for name, value in options.items():
-        recorded = found.options.get(name, value)
-        if json.dumps(recorded, default=str) != json.dumps(value, default=str):
-            logger.warning("%s=%s as given, though the weights were made with %s", name, value, recorded)
-    both = Layers()
-    both.add({"plugins": {plugin: found.options}}, where)
-    both.add(given.values, "")
-    both.sources |= given.sources
-    found.options = {**found.options, **options}
-    return both
+        if json.dumps(recorded.get(name, value), default=str) != json.dumps(value, default=str):
+            logger.warning("%s=%s as given, though the weights were made with %s", name, value, recorded[name])
+    return options

@@ -3,45 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomli
-from medtrain import assemble as build
-from medtrain.config import Layers, RunConfig
+import torch
+from medtrain import NONE, Run, Trainer
+from medtrain.config import configure
 from medtrain.errors import PluginError, UsageError, nearest
-from medtrain.hookspecs import NONE
-from medtrain.plugins import Plugins
-from medtrain.protocols.dataset import Data
-from medtrain.protocols.model import load_state, unwrap
-from medtrain.protocols.weights import Check, Weights
-from medtrain.run import Run
-from medtrain.rundir import checkpoint
-from medtrain.rundir.directory import Maps, SplitFolder
-from medtrain.rundir.files import replace_file
-from medtrain.runtime import distributed
-from medtrain.weights import reading as weights
+from medtrain.protocols import Check
+from medtrain.rundir import SplitFolder, replace_file
+from medtrain.weights import SavedModel, read_model
+
+from medtrain_plugins.results.weights_files import note_of, write, write_pickle
 
 # What the command line names; plugins may know others. The first two are for plugins to write.
 FORMATS = ("onnx", "onnx-int8", "pth", "safetensors")
 
 
 @dataclass
-class _Source:
-    """A trained model and where it comes from. split: its folder in the run directory, None for a weights file."""
+class SavedRun(Run):
+    """A run around a model on disk, for its export."""
 
-    name: str
-    config: RunConfig
-    plugins: Plugins
-    weights: Weights
-    where: str
-    about: dict[str, Any]
-    data: Callable[[], Data]
-    split: SplitFolder | None = None
-    folder: Path | None = None
-    facts: dict[str, Any] | None = None
+    saved: SavedModel | None = None
 
 
 def export_model(
@@ -58,113 +43,80 @@ def export_model(
 
     source: a run directory, a split's folder, a checkpoint, or safetensors that `medtrain weights import` wrote.
     format: what a plugin of the run exports (hook `export`), or "pth" (a plain state dict) and "safetensors", which
-    the core writes for every model. out: default `<run>-<checkpoint>.<format>` in this folder. checkpoint: a name;
+    can be written of every model. out: default `<run>-<checkpoint>.<format>` in this folder. checkpoint: a name;
     default: the best, else the last. check: hold the file against the model; max_drop: see `Check`. assignments:
     `key=value` changes of the configuration, for data that have moved.
 
-    The answer has `out`, `format`, `bytes`, `source` and what the plugin tells; `notes` are sentences for people.
+    The answer has `out`, `format`, `bytes`, `source` and what the plugin adds; `notes` are sentences for people.
     Raises PluginError when no plugin knows the format, ExportError when the file is not as good as the model.
     """
+    saved = read_model(source, checkpoint)
     suffix = f".{'onnx' if format.startswith('onnx') else format}"
-    out = out or Path(f"{_default_stem(source, checkpoint)}{'-int8' if format.endswith('-int8') else ''}{suffix}")
+    out = out or Path(f"{default_stem(saved)}{'-int8' if format.endswith('-int8') else ''}{suffix}")
     _check_out(out, source, suffix)
-    found = _open_file(source, assignments) if source.is_file() else _open_run(source, checkpoint, assignments)
-    world = distributed.join("cpu")
-    model = unwrap(build.build_module(found.config, found.plugins, world))
-    load_state(model, found.weights.state, found.where)
-    facts = found.facts or {}
-    run = Run(found.config, model.eval(), world.device, found.split, step=facts.get("step", 0))
-    run.checkpoint, run.epoch = found.folder, facts.get("epoch", 0)
-
-    held_against = Check(found.data, max_drop) if check else None
+    if not saved.config:
+        raise UsageError(
+            f"{source}: does not say which model it is for; `medtrain weights import PLUGIN {source}` makes one that "
+            "does"
+        )
+    names = saved.config["run"]["plugins"]
+    config = configure(names, {str(saved.path): saved.config}, assignments=assignments).with_fresh_model()
+    folder = SplitFolder(saved.path.parent) if saved.run else None
+    trainer = Trainer(config=config.for_split(folder.number) if folder else config)
+    model = trainer.build_model(saved.weights.state, str(saved.path))
+    run = SavedRun(trainer.config, model.eval(), torch.device("cpu"), folder, saved=saved)
+    recorded = None
+    if saved.checkpoint is not None:
+        facts, recorded = saved.checkpoint.facts, json.loads(saved.checkpoint.texts["split.json"])
+        run.checkpoint, run.epoch, run.step = saved.path, facts["epoch"], facts["step"]
+    compared = Check(lambda: trainer.build_data(recorded), max_drop) if check else None
     try:
         with replace_file(out) as aside:
-            answer = found.plugins.first_result("export", run=run, format=format, path=aside, check=held_against)
-            if answer is None or answer is NONE:
-                answer = _write_plain(aside, format, found)
+            asked = {"run": run, "format": format, "path": aside, "check": compared}
+            answer = trainer.plugins.first_result("export", **asked)
+            if answer is NONE:
+                answer = trainer.plugins.default_result("export", **asked)
+            if answer is None:
+                raise _unknown(format, names)
     except OSError as error:
         raise UsageError(f"{out}: cannot be written ({error}); give another --out") from None
-    notes = [*found.weights.notes, *answer.pop("notes", [])]
-    told = {"out": str(out), "format": format, "bytes": out.stat().st_size, "source": found.name}
-    return {**told, **answer, "notes": notes}
+    notes = [*saved.weights.notes, *answer.pop("notes", [])]
+    written = {"out": str(out), "format": format, "bytes": out.stat().st_size, "source": _label(saved)}
+    return {**written, **answer, "notes": notes}
 
 
-def _write_plain(path: Path, format: str, found: _Source) -> dict[str, Any]:
-    """What every model can be written as."""
+def write_plain(run: Run, format: str, path: Path) -> dict[str, Any] | None:
+    """What every model can be written as; None for other formats."""
+    saved = run.saved if isinstance(run, SavedRun) else None
+    state = saved.weights.state if saved else run.model.state_dict()
     if format == "pth":
-        weights.write_pickle(path, found.weights.state)
+        write_pickle(path, state)
     elif format == "safetensors":
-        weights.write(path, found.weights.state, found.about)
+        write(path, state, note_of(saved) if saved else None)
     else:
-        hint = nearest(format, FORMATS) if format not in FORMATS else ""
-        raise PluginError(
-            f"none of the plugins {', '.join(found.plugins.names)} exports the format {format!r}{hint} (hook export); "
-            "pth and safetensors can be written of every model"
-        )
-    return {"tensors": len(found.weights.state)}
+        return None
+    return {"tensors": len(state)}
 
 
-def _open_run(path: Path, name: str | None, assignments: Sequence[str]) -> _Source:
-    """The model of a checkpoint, built from the configuration that is stored with it."""
-    exported = weights.read_run(path, name)
-    saved, _ = checkpoint.read_newest(exported.folder)
-    values = tomli.loads(saved.texts["config.toml"])
-    config, plugins = _configure(values, values["run"]["plugins"], str(exported.folder), assignments)
-    recorded = json.loads(saved.texts["split.json"])
-
-    def data() -> Data:
-        return build.evaluation_groups(config, plugins, distributed.join("cpu"), None, recorded, new=False).as_data()
-
-    try:
-        Maps.containing(exported.folder)
-        split = SplitFolder(exported.folder.parent)
-    except UsageError:  # a checkpoint that was taken out of its run
-        split = None
-    named = f"{exported.run}/{exported.folder.name}" if split else exported.run
-    where = str(exported.folder)
-    origin = (named, config, plugins, exported.weights, where, exported.about, data)
-    return _Source(*origin, split, exported.folder, saved.facts)
+def default_stem(saved: SavedModel) -> str:
+    """How a file with the model is called: `<run>-<checkpoint>`, or as the folder or file it is from."""
+    if saved.checkpoint is None:
+        return saved.path.stem
+    return f"{saved.run.path.resolve().name}-{saved.path.name}" if saved.run else saved.path.resolve().name
 
 
-def _open_file(path: Path, assignments: Sequence[str]) -> _Source:
-    """The model of a weights file that records the plugin and its options."""
-    if path.name == checkpoint.MODEL and (path.parent / checkpoint.MANIFEST).is_file():
-        return _open_run(path.parent, None, assignments)
-    noted = weights.read_about(path)
-    if noted is None:
-        raise UsageError(
-            f"{path}: does not say which model it is for; `medtrain weights import PLUGIN {path}` makes one that does"
-        )
-    plugin = noted["plugin"]
-    values = {"run": {"plugins": [plugin]}, "plugins": {plugin: noted["options"]}}
-    config, plugins = _configure(values, [plugin], str(path), assignments)
-    read = Weights(weights.read_state(path))
-
-    def data() -> Data:
-        return build.build_split(config, plugins, distributed.join("cpu")).as_data()
-
-    return _Source(path.name, config, plugins, read, str(path), noted, data)
+def _label(saved: SavedModel) -> str:
+    if saved.checkpoint is None:
+        return saved.path.name
+    return f"{saved.run.path.resolve().name}/{saved.path.name}" if saved.run else saved.path.resolve().name
 
 
-def _configure(
-    values: dict[str, Any], names: list[str], where: str, assignments: Sequence[str]
-) -> tuple[RunConfig, Plugins]:
-    plugins = Plugins.of(names)
-    layers = Layers()
-    layers.add(values, where)
-    for assignment in assignments:
-        layers.add_assignment(assignment, names)
-    return layers.build(plugins.options()).with_fresh_model(), plugins
-
-
-def _default_stem(source: Path, name: str | None) -> str:
-    if source.is_file():
-        return source.stem
-    folder = weights.checkpoint_of(source, name)
-    try:
-        return f"{Maps.containing(folder).path.resolve().name}-{folder.name}"
-    except UsageError:
-        return folder.resolve().name
+def _unknown(format: str, plugins: Sequence[str]) -> PluginError:
+    hint = nearest(format, FORMATS) if format not in FORMATS else ""
+    return PluginError(
+        f"none of the plugins {', '.join(plugins)} exports the format {format!r}{hint} (hook export); "
+        "pth and safetensors can be written of every model"
+    )
 
 
 def _check_out(out: Path, source: Path, suffix: str) -> None:

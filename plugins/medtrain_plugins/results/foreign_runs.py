@@ -6,7 +6,6 @@ of optimizer and schedule belongs to the program they come from.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,16 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from medtrain import RunConfig, Split
 from medtrain.catalog import installed
-from medtrain.config import RunConfig
-from medtrain.data.split import Split
-from medtrain.rundir import checkpoint
-from medtrain.rundir import directory as maps
-from medtrain.rundir.checkpoint import Checkpoint
-from medtrain.rundir.directory import Maps, SplitFolder
+from medtrain.rundir import Maps, SplitFolder, check_creatable, new_folder, sha256_of
+from medtrain.rundir.checkpoint import Checkpoint, write
 from medtrain.rundir.environment import environment
-from medtrain.rundir.files import new_folder
-from medtrain.user_objects import record
+from medtrain.user_objects.record import describe_data
 
 
 @dataclass
@@ -63,7 +58,7 @@ def write_run(path: Path, splits: Sequence[ImportedSplit], source: str) -> None:
 
     Raises UsageError for a folder that is not empty or cannot be written.
     """
-    maps.check_creatable(path)
+    check_creatable(path)
     with new_folder(path) as aside:
         config = splits[0].config
         rows = installed(config.run.plugins)
@@ -89,11 +84,11 @@ def _fill(folder: SplitFolder, split: ImportedSplit, source: str) -> None:
             }
             for name, rows in split.members.items()
         }
-    digest = hashlib.sha256(json.dumps(membership, sort_keys=True).encode()).hexdigest()
+    digest = sha256_of(membership)
     folder.write_membership(membership, digest, split.about)
-    folder.write_start(split.config.to_toml(), {"imported": source})
+    folder.inputs.write(split.config.to_toml(), {"imported": source})
     unwritable = {"unwritable": f"they were not there when the run was imported from {source}"}
-    folder.write_data(unwritable if split.data is None else record.describe_data(split.data))
+    folder.inputs.write_data(unwritable if split.data is None else describe_data(split.data))
     for one in split.history:
         folder.append_history(one)
     last = max((kept.step for kept in split.checkpoints), default=0)
@@ -107,7 +102,7 @@ def _fill(folder: SplitFolder, split: ImportedSplit, source: str) -> None:
             "imported": source,
         }
         texts = {"config.toml": split.config.to_toml(), "split.json": json.dumps(folder.membership())}
-        checkpoint.write(folder.checkpoint(kept.name), Checkpoint(kept.weights, {}, facts, texts))
+        write(folder.checkpoint(kept.name), Checkpoint(kept.weights, {}, facts, texts))
     folder.write_status(
         split.status,
         epoch=len(split.history),

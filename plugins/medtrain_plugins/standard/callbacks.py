@@ -19,9 +19,10 @@ from pydantic import ValidationError
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from medtrain_plugins.standard.early_stopping import _direction
+
 if TYPE_CHECKING:
     from medtrain import Run
-from medtrain_plugins.standard.early_stopping import _direction
 
 T = TypeVar("T")
 

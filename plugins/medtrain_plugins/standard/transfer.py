@@ -15,7 +15,7 @@ from medtrain.errors import CheckpointError, ConfigError, first_lines
 from medtrain.plugins import Plugins
 from medtrain.protocols.model import stripped
 from medtrain.runtime.distributed import World, replicate
-from medtrain.weights.reading import read
+from medtrain.weights import read_weights
 from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class Transfer:
         if not path.exists():
             raise ConfigError(f"transfer.checkpoint: there is no file or run {str(path)!r}")
         builders = [plugin.name for plugin in plugins.loaded if "build_model" in plugin.hooks]
-        weights = read(plugins, builders[-1] if builders else "", config.with_fresh_model(), [path])
+        weights = read_weights(plugins, builders[-1] if builders else "", config.with_fresh_model(), [path])
         self.report = load(model, weights.state, self.settings, str(path))
         if self.report.mismatched:
             logger.warning("transfer: not loaded, of other shape:\n%s", first_lines(self.report.mismatched))

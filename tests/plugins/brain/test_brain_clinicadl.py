@@ -16,11 +16,11 @@ from medtrain import Trainer
 from medtrain.errors import CheckpointError, ConfigError, UsageError
 from medtrain.rundir.checkpoint import load_model_file
 from medtrain.rundir.directory import Maps
-from medtrain.rundir.verify import verify
 from medtrain_plugins.brain.clinicadl.import_maps import import_maps
 from medtrain_plugins.brain.clinicadl.networks import NoCounterpartError, convert, counterpart
 from medtrain_plugins.brain.commands.import_clinicadl import import_clinicadl
 from medtrain_plugins.brain.model.networks import build_network
+from medtrain_plugins.results.verify import verify
 
 HERE = Path(__file__).parent
 MAPS = HERE / "clinicadl_maps"

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 from medtrain.errors import CheckpointError
-from medtrain.weights import pickles as unpickle_module
-from medtrain.weights.pickles import unpickle
+from medtrain.weights import unpickle
+from medtrain.weights import unpickling as unpickle_module
 from medtrain_plugins.mammography.weights.snapshots import load_backbone, load_registration, named_tensors, read_file
 from mirai_files import in_old_form, in_zip, text
 

@@ -17,8 +17,8 @@ from medtrain.config import Layers
 from medtrain.errors import DataError, ExportError
 from medtrain.plugins import Plugins
 from medtrain.protocols.weights import Check
-from medtrain.weights.reading import about, write
 from medtrain_plugins.results.export import export_model
+from medtrain_plugins.results.weights_files import note, write
 from medtrain_plugins.sign.data.synth import synthesize
 from medtrain_plugins.sign.model import export
 from medtrain_plugins.sign.model.model import SignTransformer
@@ -176,7 +176,7 @@ def test_the_published_layout_there_and_back(run: Path, tmp_path: Path) -> None:
     assert all(torch.equal(found[key], weights[key]) for key in weights)
     # A file that `medtrain weights import` makes of it can be exported like a run.
     options = {"signs": "1-4", "model_size": "t_2_1", "frames": 12}
-    write(tmp_path / "w.safetensors", found, about("karsl", options, [folder / "12.pth"]))
+    write(tmp_path / "w.safetensors", found, note("karsl", options, [folder / "12.pth"]))
     told = export_model(tmp_path / "w.safetensors", "onnx-int8", tmp_path / "w.onnx", check=False)
     assert not told["checked"] and "was not compared" in told["notes"][0]
     assert noted(tmp_path / "w.onnx")["signs"][3]["number"] == 4

@@ -14,7 +14,7 @@ from typing import Any
 
 from medtrain.errors import CheckpointError, first_lines
 from medtrain.protocols import Weights
-from medtrain.weights import Shell
+from medtrain.weights import Stub
 from torch import Tensor
 
 from medtrain_plugins.mammography.weights.snapshots import (
@@ -66,7 +66,7 @@ def import_risk_weights(paths: Sequence[Path], encoder: str = "", risk_factors: 
 def _state_of(root: Any) -> dict[str, Tensor]:
     """The state dict in a file: of the pickled module, or under `model` or `state_dict`."""
     while isinstance(root, dict):
-        inner = [root[name] for name in ("model", "state_dict") if isinstance(root.get(name), dict | Shell)]
+        inner = [root[name] for name in ("model", "state_dict") if isinstance(root.get(name), dict | Stub)]
         if not inner:
             break
         root = inner[0]
@@ -164,26 +164,26 @@ def _pool(root: Any, transformer: dict[str, Tensor]) -> str:
     """The pool over images, recognised by its tensors or by the class of the pickled module."""
     if any(key.endswith("attention_fc.weight") for key in transformer):
         return _POOLS[0]
-    return next((name for shell in _modules(root) if (name := type(shell).__name__) in _POOLS), "")
+    return next((name for stub in _modules(root) if (name := type(stub).__name__) in _POOLS), "")
 
 
 def _arguments(root: Any) -> dict[str, Any]:
     """The arguments of the run that made a pickled module; none in a state dict."""
-    for shell in _modules(root):
-        for value in shell.attributes.values():
-            if type(value).__name__ == "Namespace" and isinstance(value, Shell) and _TOLD & value.attributes.keys():
+    for stub in _modules(root):
+        for value in stub.attributes.values():
+            if type(value).__name__ == "Namespace" and isinstance(value, Stub) and _TOLD & value.attributes.keys():
                 return value.attributes
     return {}
 
 
-def _modules(root: Any) -> Iterator[Shell]:
+def _modules(root: Any) -> Iterator[Stub]:
     """The pickled modules in a file, outer ones first."""
     seen: set[int] = set()
     waiting = [root]
     while waiting:
         value = waiting.pop(0)
-        if isinstance(value, dict | Shell) and id(value) not in seen:
+        if isinstance(value, dict | Stub) and id(value) not in seen:
             seen.add(id(value))
-            if isinstance(value, Shell):
+            if isinstance(value, Stub):
                 yield value
             waiting += [child for _, child in children_of(value)]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from medtrain.errors import CheckpointError, first_lines
-from medtrain.weights import Shell, unpickle
+from medtrain.weights import StateDictUnpickler, Stub, unpickle
 from torch import Tensor
 
 _PART = r"(?P<rest>(?:(?:conv|bn)[12]|downsample\.[01])\.\w+)$"
@@ -21,6 +21,13 @@ _MIRAI_BLOCK = re.compile(_PREFIX + r"layer(?P<stage>[1-4])[_.](?P<block>[01])\.
 _MIRAI_STEM = re.compile(_PREFIX + r"downsampler\." + _PART)
 _OUR_CHILD = re.compile(_PREFIX + r"(?P<child>[0-8])\." + _PART)
 _PLAIN_STEM = re.compile(_PREFIX + r"(?P<rest>(?:conv1|bn1)\.\w+)$")
+
+
+class SnapshotUnpickler(StateDictUnpickler):
+    """Reads snapshots of Mirai, which are pickled modules of its package; these become stubs."""
+
+    stubs = ("onconet.", *StateDictUnpickler.stubs)
+    refusal = StateDictUnpickler.refusal.replace("no state dict", "no Mirai snapshot or state dict")
 
 
 def load_backbone(path: str | Path) -> dict[str, Tensor]:
@@ -131,7 +138,7 @@ def read_file(path: str | Path) -> Any:
             return load(content)
         except SafetensorError as error:
             raise CheckpointError(f"{path} is a damaged safetensors file: {error}") from error
-    return unpickle(content, path)
+    return unpickle(content, path, SnapshotUnpickler)
 
 
 def named_tensors(root: Any) -> dict[str, Tensor]:
@@ -143,14 +150,14 @@ def named_tensors(root: Any) -> dict[str, Tensor]:
         prefix, value = waiting.pop()
         if isinstance(value, Tensor):
             named[prefix.removesuffix(".")] = value
-        elif isinstance(value, dict | Shell) and id(value) not in seen:
+        elif isinstance(value, dict | Stub) and id(value) not in seen:
             seen.add(id(value))
             children = [(f"{prefix}{key}.", child) for key, child in children_of(value)]
             waiting += reversed(children)
     return named
 
 
-def children_of(value: dict[Any, Any] | Shell) -> list[tuple[Any, Any]]:
+def children_of(value: dict[Any, Any] | Stub) -> list[tuple[Any, Any]]:
     """Names and values of a dict's items, or of a pickled module's parameters, buffers and modules."""
     if isinstance(value, dict):
         return list(value.items())

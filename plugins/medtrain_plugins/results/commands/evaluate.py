@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from medtrain import Trainer
+    from medtrain.rundir import Maps
 
 TOGETHER = ("pooled", "ensemble")
 
@@ -41,12 +42,12 @@ def evaluate(
 ) -> None:
     """Evaluate a run (or one of its checkpoints) on a group: metrics, predictions, plots, report."""
     from medtrain import Trainer
-    from medtrain.rundir import Maps, strict
+    from medtrain.rundir import strict
 
-    maps, split, checkpoint = _locate(run, split, checkpoint)
-    trainer = Trainer.from_maps(maps, assignments=set_)
+    maps, split, checkpoint = _located(run, split, checkpoint)
+    trainer = Trainer.from_maps(maps.path, assignments=set_)
     group = group or ("test" if data is None and images is None else "all")
-    if split is None and len(Maps.open(maps).splits()) > 1 and out is None:
+    if split is None and len(maps.splits()) > 1 and out is None:
         options = {"checkpoint": checkpoint, "table": data, "images": images}
         return _evaluate_folds(trainer, maps, group, options, as_json)
     split = split or 0
@@ -69,13 +70,11 @@ def evaluate(
     screen.print(f"\nReport       {folder / 'report.html'}\nPredictions  {folder / 'predictions.csv'}", soft_wrap=True)
 
 
-def _evaluate_folds(trainer: Trainer, maps: Path, group: str, options: dict[str, Any], as_json: bool) -> None:
-    from medtrain.rundir import Maps
-
+def _evaluate_folds(trainer: Trainer, maps: Maps, group: str, options: dict[str, Any], as_json: bool) -> None:
     from medtrain_plugins.results.folds import evaluate_folds, write_folds
 
     results = evaluate_folds(trainer, group, **options)
-    folder = write_folds(Maps.open(maps), results, f"{', '.join(trainer.plugins.names)}: group {group}")
+    folder = write_folds(maps, results, f"{', '.join(trainer.plugins.names)}: group {group}")
     if as_json:
         click.echo(json.dumps({"status": "completed", "out": str(folder), **results.to_json()}))
         return
@@ -115,15 +114,14 @@ def predict(
     """Predict for INPUT (what it may be, the run's plugin says) with a trained run."""
     from medtrain import Trainer
     from medtrain.errors import DataError, UsageError
-    from medtrain.rundir import Maps
 
     from medtrain_plugins.results.folds import average_predictions
 
-    maps, split, checkpoint = _locate(run, split, checkpoint)
+    maps, split, checkpoint = _located(run, split, checkpoint)
     if not input.exists():
         raise DataError(f"{input}: there is no such file or folder")
-    trainer = Trainer.from_maps(maps, assignments=set_)
-    numbers = [folder.number for folder in Maps.open(maps).splits()] if split is None else [split]
+    trainer = Trainer.from_maps(maps.path, assignments=set_)
+    numbers = [folder.number for folder in maps.splits()] if split is None else [split]
     tables = [trainer.predict(input, split_idx=number, checkpoint=checkpoint) for number in numbers]
     predictions = average_predictions(tables) if len(tables) > 1 else tables[0]
     if out is not None:
@@ -143,13 +141,9 @@ def predict(
         click.echo(f"{len(predictions)} predictions in {out}")
 
 
-def _locate(run: Path, split: int | None, checkpoint: str | None) -> tuple[Path, int | None, str | None]:
-    """The run directory behind a path, and split and checkpoint when the path names a checkpoint of it."""
-    from medtrain.rundir import Maps
+def _located(run: Path, split: int | None, checkpoint: str | None) -> tuple[Maps, int | None, str | None]:
+    """The run directory behind a path; split and checkpoint as the path names them, else as the options do."""
+    from medtrain.rundir import locate
 
-    maps = Maps.containing(run)
-    inside = run.resolve().relative_to(maps.path.resolve()).parts
-    if inside and inside[0].startswith("split-"):
-        split = int(inside[0].removeprefix("split-"))
-        checkpoint = checkpoint or (inside[1] if len(inside) > 1 else None)
-    return maps.path, split, checkpoint
+    found = locate(run)
+    return found.maps, split if found.split is None else found.split, checkpoint or found.checkpoint

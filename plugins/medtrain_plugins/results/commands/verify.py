@@ -16,7 +16,8 @@ FILE = click.Path(path_type=Path)
 def verify(directory: Path, as_json: bool) -> int:
     """Check a run directory file by file: checksums, members, histories, checkpoints. Exits 3 when one is damaged."""
     from medtrain.errors import DataError
-    from medtrain.rundir.verify import verify as check
+
+    from medtrain_plugins.results.verify import verify as check
 
     checked = check(directory)
     damaged = [one for one in checked if one.problem]

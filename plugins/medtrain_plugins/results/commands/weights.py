@@ -28,19 +28,14 @@ def import_weights(
     several where the weights are spread over several (Mirai: its encoder and its transformer). Files are read without
     running any code in them.
     """
-    from medtrain.config import Layers
-    from medtrain.weights.reading import about, write
-
     from medtrain_plugins.results.build_model import build_with_weights
+    from medtrain_plugins.results.weights_files import note, write
 
     out = out or _default_out(files)
     _check_out(out, files, ".safetensors")
-    given = Layers()
-    for assignment in set_:
-        given.add_assignment(assignment, [plugin])
-    model, found = build_with_weights(plugin, given, files)
+    model, found = build_with_weights(plugin, files, assignments=set_)
     state = model.state_dict()
-    write(out, state, about(plugin, found.options, files))
+    write(out, state, note(plugin, found.options, files))
     if not as_json:
         settings = " ".join(f"{plugin}.{name}={json.dumps(value)}" for name, value in found.options.items())
         found.notes += [f"Built with {settings}; the file records it."] if settings else []
@@ -66,19 +61,21 @@ def export(run: Path, out: Path | None, checkpoint: str | None, format_: str, as
     They are those that evaluation uses: of the best checkpoint, or of the last when none was kept as best, and the
     moving average where one was kept. Safetensors also record the plugin and the options its model is built with.
     """
-    from medtrain.weights.reading import read_run, write, write_pickle
+    from medtrain.weights import read_model
 
-    exported = read_run(run, checkpoint)
+    from medtrain_plugins.results.export import default_stem
+    from medtrain_plugins.results.weights_files import note_of, write, write_pickle
+
+    model = read_model(run, checkpoint)
     suffix = f".{format_}"
-    out = out or Path(f"{exported.run}-{exported.folder.name}{suffix}")
+    out = out or Path(f"{default_stem(model)}{suffix}")
     _check_out(out, (), suffix)
+    noted, weights = note_of(model), model.weights
     if format_ == "pth":
-        write_pickle(out, exported.weights.state)
+        write_pickle(out, weights.state)
     else:
-        write(out, exported.weights.state, exported.about)
-    _tell_written(
-        out, exported.weights.state, exported.plugin, exported.weights.options, exported.weights.notes, as_json
-    )
+        write(out, weights.state, noted)
+    _tell_written(out, weights.state, model.plugin, noted["options"], weights.notes, as_json)
 
 
 @click.command()
@@ -86,9 +83,10 @@ def export(run: Path, out: Path | None, checkpoint: str | None, format_: str, as
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def show(file: Path, as_json: bool) -> None:
     """Show the tensors in FILE (safetensors, a state dict, a run directory or checkpoint) and what is noted in it."""
-    from medtrain.weights.reading import inspect
+    from medtrain_plugins.results.weights_files import inspect, note_of
 
-    state, noted = inspect(file)
+    model = inspect(file)
+    state, noted = model.weights.state, note_of(model) if model.plugin or model.checkpoint else None
     rows = [[key, list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for key, tensor in state.items()]
     if as_json:
         tensors = [{"key": key, "shape": shape, "dtype": dtype} for key, shape, dtype in rows]

@@ -25,8 +25,9 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 from medtrain.data import cache_dir
-from medtrain.errors import DataError, first_lines
+from medtrain.errors import CheckpointError, DataError, first_lines
 from medtrain.rundir import replace_file
+from medtrain.weights import RestrictedUnpickler, Stub
 
 from medtrain_plugins.sign.data.container import COLUMNS, FRAMES, Clip, frames_array, is_container, read_index
 from medtrain_plugins.sign.data.landmarks import CHANNELS, LANDMARKS, Frames
@@ -40,6 +41,17 @@ NPZ_ROOT = "karsl-kps"
 SPLITS = ("train", "test")
 CACHE_BYTES = 512 * 2**20
 _SCAN_VERSION = 1
+# Whatever a damaged or hostile pickle may raise.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    IndexError,
+    pickle.UnpicklingError,
+    CheckpointError,
+)
 
 
 class Reader(Protocol):
@@ -261,24 +273,21 @@ def read_lengths(path: Path) -> dict[int, dict[int, list[int]]]:
             _, _, dtype = read_header(file)
             if not dtype.hasobject:
                 raise DataError(f"{path}: is not an index of lengths but an array of {dtype}")
-            value = _NumbersOnly(file).load()
+            value = _LengthsUnpickler(file).load()
         table = {int(s): {int(p): [int(n) for n in clips] for p, clips in by.items()} for s, by in value.item.items()}
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, IndexError, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
         raise DataError(f"{path}: cannot be read as {{sign: {{signer: [frames]}}}} ({error})") from None
     if bad := [sign for sign, by in table.items() for clips in by.values() if any(n < 0 for n in clips)]:
         raise DataError(f"{path}: negative lengths at sign {bad[0]}")
     return table
 
 
-class _Inert:
-    """Stands in for NumPy's array and dtype while an index is read: keeps the one object, does nothing."""
+class _Array(Stub):
+    """Stands for NumPy's array and dtype: keeps the one object of an array, does nothing."""
 
-    item: Any = None
+    __slots__ = ("item",)
 
-    def __init__(self, *arguments: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         if isinstance(state, tuple) and isinstance(state[-1], list) and len(state[-1]) == 1:
             self.item = state[-1][0]
 
@@ -287,26 +296,21 @@ def _integer(dtype: Any, data: bytes) -> int:
     return int.from_bytes(data, "little", signed=True)
 
 
-class _NumbersOnly(pickle.Unpickler):
-    """An unpickler that finds no class and no function but these stand-ins."""
+class _LengthsUnpickler(RestrictedUnpickler):
+    """Builds dicts, lists and numbers."""
 
-    known: dict[str, Any] = {  # noqa: RUF012 - read only
-        "numpy.ndarray": _Inert,
-        "numpy.dtype": _Inert,
-        "multiarray._reconstruct": _Inert,
-        "multiarray.scalar": _integer,
+    known = {  # noqa: RUF012 - read only
+        "numpy.ndarray": _Array,
+        "numpy.dtype": _Array,
+        "numpy.core.multiarray._reconstruct": _Array,
+        "numpy.core.multiarray.scalar": _integer,
+        "numpy._core.multiarray._reconstruct": _Array,
+        "numpy._core.multiarray.scalar": _integer,
         "collections.defaultdict": lambda *factory: {},
         "builtins.dict": dict,
         "builtins.list": list,
     }
-
-    def find_class(self, module: str, name: str) -> Any:
-        key = f"{module}.{name}"
-        if re.fullmatch(r"numpy\.(_core|core)\.multiarray", module):
-            key = f"multiarray.{name}"
-        if key not in self.known:
-            raise pickle.UnpicklingError(f"it wants {module}.{name}, which no list of lengths needs")
-        return self.known[key]
+    refusal = "no list of lengths needs"
 
 
 def _looked_through(base: Path, files: list[Path], scan: Callable[[], pd.DataFrame]) -> pd.DataFrame:

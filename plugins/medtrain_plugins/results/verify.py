@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from medtrain.errors import MedtrainError, UsageError
-from medtrain.rundir import checkpoint
-from medtrain.rundir import directory as maps
-from medtrain.rundir.directory import Maps, SplitFolder
-from medtrain.rundir.files import read_json, sha256
+from medtrain.rundir import Maps, SplitFolder, sha256, sha256_of
+from medtrain.rundir.checkpoint import MANIFEST, read
 
 
 @dataclass(frozen=True)
@@ -26,7 +22,7 @@ def verify(path: Path) -> list[Checked]:
     """Everything in a run directory that can be checked, the damaged included. UsageError: it is no run directory."""
     run = Maps.open(path)
     checked = [_root_file(run, name, wanted) for name, wanted in run.index().get("sha256", {}).items()]
-    listed = _listed(run)
+    listed = run.listed_files()
     for folder in run.splits():
         checked += _split(folder)
         checked += _files(folder, listed.get(folder.path.name, {}))
@@ -42,13 +38,6 @@ def _root_file(run: Maps, name: str, wanted: str) -> Checked:
     return Checked(name, "" if sha256(file) == wanted else "changed since the run was made")
 
 
-def _listed(run: Maps) -> dict[str, dict[str, dict[str, str]]]:
-    """The files of each split by the derived index; empty while no split is complete."""
-    if not (run.path / maps.FILES).is_file():
-        return {}
-    return {name: split["files"] for name, split in read_json(run.path / maps.FILES)["splits"].items()}
-
-
 def _split(folder: SplitFolder) -> list[Checked]:
     name = folder.path.name
     checked = [_membership(folder)]
@@ -60,7 +49,7 @@ def _split(folder: SplitFolder) -> list[Checked]:
         checked.append(Checked(f"{name}/history.jsonl", f"not a history: {error}"))
     for path in folder.checkpoints():
         try:
-            checkpoint.read(path)
+            read(path)
             checked.append(Checked(f"{name}/{path.name}"))
         except MedtrainError as error:
             checked.append(Checked(f"{name}/{path.name}", str(error)))
@@ -71,11 +60,10 @@ def _membership(folder: SplitFolder) -> Checked:
     what = f"{folder.path.name}/split.json"
     try:
         recorded = folder.membership()
-        text = json.dumps(recorded["groups"], sort_keys=True)
+        digest = sha256_of(recorded["groups"])
     except (UsageError, KeyError, TypeError) as error:
         return Checked(what, str(error))
-    same = hashlib.sha256(text.encode()).hexdigest() == recorded.get("sha256")
-    return Checked(what, "" if same else "the members are not those of its checksum")
+    return Checked(what, "" if digest == recorded.get("sha256") else "the members are not those of its checksum")
 
 
 def _files(folder: SplitFolder, listed: dict[str, dict[str, str]]) -> list[Checked]:
@@ -86,7 +74,7 @@ def _files(folder: SplitFolder, listed: dict[str, dict[str, str]]) -> list[Check
         what = f"{folder.path.name}/{name}"
         if not file.is_file():
             checked.append(Checked(what, "the index lists it, it is gone"))
-        elif file.name not in (checkpoint.MANIFEST, "split.json", "history.jsonl"):  # looked at more closely elsewhere
+        elif file.name not in (MANIFEST, "split.json", "history.jsonl"):  # looked at more closely elsewhere
             same = sha256(file) == known["sha256"]
             checked.append(Checked(what, "" if same else "changed since the index was written"))
     return checked
