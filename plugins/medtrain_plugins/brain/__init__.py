@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from medtrain_plugins.brain.data.transforms import BatchAugmentation
     from medtrain_plugins.brain.options import BrainOptions
 
+# Modules that older run directories name, and where they are now.
+MOVED = {
+    "medtrain_plugins.brain.combine": "medtrain_plugins.brain.data.combined",
+    "medtrain_plugins.brain.dataset": "medtrain_plugins.brain.data.dataset",
+    "medtrain_plugins.brain.extraction": "medtrain_plugins.brain.data.extraction",
+    "medtrain_plugins.brain.transforms": "medtrain_plugins.brain.data.transforms",
+}
+
 
 class Brain:
     """Brain images of BIDS and CAPS trees: classification, regression, segmentation, reconstruction, 2-D and 3-D."""

@@ -7,9 +7,7 @@ rescaling of its own. What would put voxels in the wrong place is refused; what 
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from medtrain.errors import DataError, first_lines
 
+from medtrain_plugins.imaging.pixels import NO_MARK, Unfit, decode, reading
 from medtrain_plugins.imaging.volume import Volume, no_pixels
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ _TILT = 0.1  # degrees
 _ALIKE = 1e-4  # of direction cosines; relative, of spacings
 _SECONDARY_CAPTURES = "1.2.840.10008.5.1.4.1.1.7"  # pictures of a screen; the multi-frame classes begin with it as well
 _AIR = -1000  # HU
-_NO_MARK = "not a DICOM file: it lacks the mark DICM"
 
 
 @dataclass(frozen=True)
@@ -75,19 +73,6 @@ class Series:
     instances: list[str] = field(default_factory=list)  # the SOPInstanceUID of each path
 
 
-class Unfit(Exception):
-    """Why a file or a frame cannot be a slice."""
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether the file has the mark of DICOM after its preamble."""
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
 def read_folder(
     path: Path, *, series: str | None = None, force: bool = False, pixels: bool = True, interpolate: bool = True
 ) -> Volume:
@@ -104,7 +89,7 @@ def read_folder(
     images = {uid: one for uid, one in found.items() if one.slices}
     if not images:
         said = first_lines([f"{file.name}: {reason}" for file, reason in others], limit=5)
-        unmarked = any(reason == _NO_MARK for _, reason in others)
+        unmarked = any(reason == NO_MARK for _, reason in others)
         hint = "\nFiles that lack the mark DICM and are DICOM all the same are read with force." if unmarked else ""
         raise DataError(f"{path}: no DICOM images among {len(files)} files\n{said}{hint}")
     if series is not None:
@@ -166,29 +151,6 @@ def group_series(files: Iterable[Path], *, force: bool = False) -> tuple[dict[st
         one.paths.append(file)
         one.instances.append(_text(header, "SOPInstanceUID"))
     return found, others
-
-
-@contextmanager
-def reading() -> Iterator[None]:
-    """Whatever goes wrong with a damaged file as Unfit; what pydicom finds odd but reads is none of ours."""
-    from pydicom.errors import InvalidDicomError
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # pydicom goes on without the pixels of a file that is cut short.
-            warnings.filterwarnings("error", message="End of file reached")
-            yield
-    except Unfit:
-        raise
-    except InvalidDicomError:
-        raise Unfit(_NO_MARK) from None
-    except OSError as error:
-        raise Unfit(f"cannot be read ({error.strerror or error})") from None
-    except (UserWarning, EOFError):
-        raise Unfit("it is cut short; copy it again") from None
-    except Exception as error:  # a damaged file may raise anything
-        raise Unfit(f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from None
 
 
 def _header(path: Path, force: bool) -> Dataset:
@@ -403,7 +365,7 @@ def _pixels(slices: Sequence[Slice], position_of: Array, count: int, where: str)
     for index in sorted(range(len(slices)), key=lambda i: (str(slices[i].path), slices[i].frame)):
         one = slices[index]
         if decoded is None or decoded[0] != one.path:
-            decoded = one.path, *_decode(one.path, where)
+            decoded = one.path, *decode(one.path, where)
         _, frames, paddings = decoded
         raw = frames[one.frame] if frames.ndim == 3 else frames
         if raw.shape != one.size:
@@ -422,48 +384,6 @@ def _pixels(slices: Sequence[Slice], position_of: Array, count: int, where: str)
     weight = ((grid - position_of[lower]) / (position_of[upper] - position_of[lower])).clip(0, 1)[:, None, None]
     between = stack[lower] * (1 - weight) + stack[upper] * weight
     return np.asarray(np.rint(between) if whole else between)
-
-
-def _decode(path: Path, where: str) -> tuple[Array, Array | None]:
-    """The stored values of a file, and which of them are padding."""
-    from pydicom import dcmread
-
-    try:
-        with reading():
-            dataset = dcmread(path, force=True)
-            _restore_transfer_syntax(dataset)
-            stored = np.asarray(dataset.pixel_array)
-            return stored, padding_of(dataset, stored)
-    except Unfit as problem:
-        raise DataError(f"{where}: {path.name} {problem}") from None
-
-
-def padding_of(dataset: Dataset, stored: Array) -> Array | None:
-    """Which of the stored values are no part of the image; None where none is. Padding may be brighter than tissue."""
-    padding = dataset.get("PixelPaddingValue")
-    if not isinstance(padding, int):
-        return None
-    limit = dataset.get("PixelPaddingRangeLimit")
-    # Some files write the value as if pixels had the other sign.
-    first, last = sorted(_as_stored(value, dataset) for value in (padding, padding if limit is None else limit))
-    outside = (stored >= first) & (stored <= last)
-    return outside if outside.any() else None
-
-
-def _as_stored(value: int, dataset: Dataset) -> int:
-    full = 1 << int(dataset.BitsAllocated)
-    if dataset.PixelRepresentation:
-        return (value + full // 2) % full - full // 2
-    return value % full
-
-
-def _restore_transfer_syntax(dataset: Any) -> None:
-    """A file without preamble, read by force, says in no header how its pixels are stored: by its own encoding."""
-    from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        implicit = dataset.original_encoding[0]
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
 
 
 def _numbers(places: Sequence[Dataset], keyword: str, count: int) -> Array | None:

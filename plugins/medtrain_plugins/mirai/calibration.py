@@ -7,16 +7,14 @@ one woman may decrease from one year to the next.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-from medtrain.errors import ConfigError, DataError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from medtrain.errors import DataError
+from pydantic import Field
 
-from medtrain_plugins.common.platt import fit_line, sigmoid
+from medtrain_plugins.common.calibration import CalibrationFile, fit_line, sigmoid
 
 Array = npt.NDArray[np.float64]
 YEARS = 5
@@ -25,10 +23,10 @@ Intercept = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class Calibration(BaseModel):
+class Calibration(CalibrationFile):
     """The coefficients by year, and the numbers of samples and cases they were fitted on."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    of: ClassVar[str] = "Mirai"
 
     format: Literal["medtrain-platt"] = "medtrain-platt"
     version: Literal[1] = 1
@@ -37,24 +35,6 @@ class Calibration(BaseModel):
     intercept: Annotated[tuple[Intercept, ...], Field(min_length=YEARS, max_length=YEARS)]
     samples: Annotated[tuple[Count, ...], Field(min_length=YEARS, max_length=YEARS)]
     cases: Annotated[tuple[Count, ...], Field(min_length=YEARS, max_length=YEARS)]
-
-    @classmethod
-    def read(cls, path: str | Path) -> Calibration:
-        """From a JSON file. Raises ConfigError if it cannot be read or is not a calibration."""
-        try:
-            return cls.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
-        except OSError as error:
-            raise ConfigError(f"{path}: the calibration cannot be read ({error.strerror})") from None
-        except ValidationError as error:
-            item = error.errors()[0]
-            key = ".".join(str(part) for part in item["loc"])
-            raise ConfigError(f"{path}: not a calibration of Mirai: {key}: {item['msg']}") from None
-        except ValueError:
-            raise ConfigError(f"{path}: not a calibration of Mirai: not valid JSON") from None
-
-    def write(self, path: str | Path) -> None:
-        """Into a JSON file."""
-        Path(path).write_text(json.dumps(self.model_dump(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     def apply(self, risks: npt.ArrayLike) -> Array:
         """Calibrated risks (N, 5) of risks (N, 5)."""

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from medtrain_plugins.sign.model.loss import ClassLoss
     from medtrain_plugins.sign.options import KArSLOptions
 
+# Modules that older run directories name, and where they are now.
+MOVED = {
+    "medtrain_plugins.sign.dataset": "medtrain_plugins.sign.data.dataset",
+}
+
 
 class KArSL:
     """KArSL: word-level Arabic signs from the landmarks of face, hands and body, by a spatial-temporal transformer."""

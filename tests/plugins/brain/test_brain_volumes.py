@@ -183,3 +183,39 @@ def test_turned_axes_show_the_same_places() -> None:
     moved = turned.affine.copy()
     moved[0, 3] += 1
     assert not same_place(turned.affine, moved)
+
+
+@pytest.mark.parametrize("tag", ["PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient"])
+def test_a_dicom_file_that_does_not_say_where_it_lies_is_refused(tmp_path: Path, tag: str) -> None:
+    import pydicom
+
+    dataset = pydicom.dcmread(str(get_testdata_file("MR_small.dcm")))
+    delattr(dataset, tag)
+    dataset.save_as(tmp_path / "slice.dcm")
+    for path in (tmp_path / "slice.dcm", tmp_path):
+        with pytest.raises(DataError, match=rf"slice.dcm: has no {tag}"):
+            read_volume(path)
+
+
+def test_a_tilted_gantry_is_in_the_affine(tmp_path: Path) -> None:
+    import pydicom
+
+    dataset = pydicom.dcmread(str(get_testdata_file("CT_small.dcm")))
+    x, y, z = (float(value) for value in dataset.ImagePositionPatient)
+    for number in range(4):
+        dataset.ImagePositionPatient = [x, y + 0.7 * number, z + 2 * number]
+        dataset.SOPInstanceUID = f"1.2.{number}"
+        dataset.save_as(tmp_path / f"{number}.dcm")
+    np.testing.assert_allclose(read_dicom(tmp_path).affine @ [0, 0, 3, 1], [-x, -y - 2.1, z + 6, 1])
+
+
+@pytest.mark.parametrize(("unit", "said"), [("meter", "in metres"), ("micron", "in micrometres"), ("unknown", None)])
+def test_lengths_that_are_not_in_millimetres_are_refused(tmp_path: Path, unit: str, said: str | None) -> None:
+    image = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4))
+    image.header.set_xyzt_units(unit)
+    nibabel.save(image, tmp_path / "image.nii")
+    if said is None:
+        assert read_header(tmp_path / "image.nii").problem() is None
+        return
+    with pytest.raises(DataError, match=said):
+        read_header(tmp_path / "image.nii")

@@ -100,6 +100,6 @@ def test_equal_risks_are_one_group() -> None:
 
 
 def test_pyplot_is_not_used() -> None:
-    code = "import sys, medtrain_plugins.mammography.plots; print('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, medtrain_plugins.mammography.evaluation.plots; print('matplotlib.pyplot' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from evaluation_cases import GOLDEN
 from medtrain.errors import ConfigError, DataError
-from medtrain_plugins.common.platt import sigmoid
-from medtrain_plugins.nodule.inference.calibration import Calibration, fit, log_loss, logit
+from medtrain_plugins.common.calibration import log_loss, logit, sigmoid
+from medtrain_plugins.nodule.inference.calibration import Calibration, fit
 
 METHODS = ("temperature", "platt", "isotonic")
 

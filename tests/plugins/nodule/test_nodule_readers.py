@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from medtrain.errors import DataError
+from medtrain_plugins.nodule.scans.sources import find_sources
 from medtrain_plugins.nodule.scans.volume import read_geometry, read_volume
 from scan_files import phantom, rotation, texts, write_dicom, write_itk, write_multiframe, write_nifti
 
@@ -232,3 +233,49 @@ def test_a_nifti_without_geometry_or_with_a_fourth_axis(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4, 2), np.int16), np.eye(4)), tmp_path / "four.nii")
     with pytest.raises(DataError, match="4 axes"):
         read_volume(tmp_path / "four.nii")
+
+
+def test_localizers_and_captures_of_the_screen_are_left_out(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "d", phantom())
+
+    def localizer(index: int, dataset: Any) -> None:
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+
+    def capture(index: int, dataset: Any) -> None:
+        dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+
+    write_dicom(tmp_path / "d", phantom()[:1], change=localizer, names="l{}.dcm")
+    write_dicom(tmp_path / "d", phantom()[:1], change=capture, names="c{}.dcm")
+    volume = read_volume(tmp_path / "d")
+    assert volume.shape == phantom().shape
+    assert "l0.dcm (no image of the volume: ImageType says LOCALIZER)" in volume.notes[0]
+    assert "c0.dcm (no image of the volume: a secondary capture)" in volume.notes[0]
+
+
+@pytest.mark.parametrize("written", [63536, -2000])
+@pytest.mark.parametrize("limit", [None, 63540])
+def test_padding_is_air(tmp_path: Path, written: int, limit: int | None) -> None:
+    def pad(index: int, dataset: Any) -> None:
+        stored = dataset.pixel_array.copy()
+        stored[0, 0], stored[0, 1] = 63536, 63540
+        dataset.PixelData = stored.tobytes()
+        dataset.add_new("PixelPaddingValue", "US" if written > 0 else "SS", written)
+        if limit is not None:
+            dataset.PixelPaddingRangeLimit = limit
+
+    array = read_volume(write_dicom(tmp_path / "d", phantom(), change=pad)).array
+    assert (array[:, 0, 0] == -1000).all()
+    assert (array[:, 0, 1] == (62516 if limit is None else -1000)).all()
+    assert np.array_equal(array[:, 1:], phantom()[:, 1:])
+
+
+def test_a_series_in_two_folders_is_one_scan_and_a_copy_of_it_is_not_taken(tmp_path: Path) -> None:
+    def half(first: bool) -> Any:
+        return lambda index, dataset: (index < 3) == first
+
+    for name, change in (("a", half(True)), ("b", half(False)), ("copy", half(True))):
+        write_dicom(tmp_path / name, phantom(), change=change)
+    sources, left_out = find_sources(tmp_path)
+    assert [(source.label, len(source.files)) for source in sources] == [("a and b", len(phantom()))]
+    assert np.array_equal(sources[0].read().array, phantom())
+    assert [(one.source, one.kind) for one in left_out] == [("copy", "duplicate")]

@@ -13,9 +13,8 @@ from typing import Any
 
 import pandas as pd
 from medtrain import ImportedCheckpoint, ImportedSplit, Split, write_run
-from medtrain.config import Layers, RunConfig
+from medtrain.config import RunConfig, configure
 from medtrain.errors import ConfigError, MedtrainError, UsageError
-from medtrain.plugins import Plugins
 from medtrain.protocols import load_state
 from medtrain.weights import read_state
 from torch import Tensor
@@ -97,13 +96,9 @@ class _Reader(MapsSettings):
 
     def config(self, values: dict[str, Any]) -> RunConfig:
         """The configuration; a section that cannot be used is reported and keeps its defaults."""
-        plugins = Plugins.of(["brain"])
         while True:
-            layers = Layers()
-            layers.add({"run": {"plugins": ["brain"]}}, "import")
-            layers.add(values, SOURCE)
             try:
-                return layers.build(plugins.options())
+                return configure(["brain"], {SOURCE: values})
             except ConfigError as error:
                 bad = [name for name in ("scheduler", "early_stopping", "optimization") if f" {name}." in str(error)]
                 if not bad:

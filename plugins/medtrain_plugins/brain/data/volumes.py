@@ -19,6 +19,7 @@ import numpy.typing as npt
 from medtrain.errors import DataError
 
 from medtrain_plugins.imaging import dicom
+from medtrain_plugins.imaging.pixels import is_dicom
 from medtrain_plugins.imaging.volume import RAS_TO_LPS
 
 Array = npt.NDArray[Any]
@@ -213,7 +214,7 @@ def read_volume(path: str | Path) -> Volume:
     Raises DataError when it cannot be read.
     """
     path = Path(path)
-    if path.is_dir() or path.suffix.lower() in (".dcm", ".ima") or (not path.suffix and dicom.is_dicom(path)):
+    if path.is_dir() or path.suffix.lower() in (".dcm", ".ima") or (not path.suffix and is_dicom(path)):
         return read_dicom(path)
     if is_nifti(path):
         stored, header = read_stored(path)

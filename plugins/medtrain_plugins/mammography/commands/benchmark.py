@@ -44,38 +44,31 @@ class Request:
 
         registration: that option, for plugins that have it. Raises ConfigError for unusable settings.
         """
-        from medtrain.catalog import find_preset
-        from medtrain.config import Layers, read_toml
-        from medtrain.plugins import Plugins
+        from medtrain.config import configure
 
-        plugins = Plugins.of([plugin])
-        options = plugins.options()
-        layers = Layers()
-        if self.preset is not None:
-            for path in find_preset([plugin], self.preset):
-                text, values = read_toml(path)
-                layers.add(values, f"preset {self.preset} ({path.name})", text)
-        if registration is not None and "registration" in options[plugin].model_fields:
-            layers.add({"plugins": {plugin: {"registration": registration}}}, "--registration")
+        known = type(configure([plugin]).options(plugin)).model_fields
+        values: dict[str, Any] = {}
+        if registration is not None and "registration" in known:
+            values["--registration"] = {"plugins": {plugin: {"registration": registration}}}
+        assignments = []
         for assignment in self.assignments:
             if assignment.startswith(EACH):
                 # The registration network need not have the options of every model.
                 key = assignment.removeprefix(EACH).partition("=")[0].split(".")[0].strip()
-                if plugin in MODELS or key in options[plugin].model_fields:
-                    layers.add_assignment(f"{plugin}.{assignment.removeprefix(EACH)}", [plugin])
-            elif assignment.partition(".")[0] in {*MODELS, REGISTRATION} - {plugin}:
-                continue
-            else:
-                layers.add_assignment(assignment, [plugin])
+                if plugin in MODELS or key in known:
+                    assignments.append(f"{plugin}.{assignment.removeprefix(EACH)}")
+            elif assignment.partition(".")[0] not in {*MODELS, REGISTRATION} - {plugin}:
+                assignments.append(assignment)
         flags: dict[str, dict[str, Any]] = {
-            "run": {"plugins": [plugin], "preset": self.preset, "seed": self.seed},
+            "run": {"preset": self.preset, "seed": self.seed},
             "data": {"table": self.data, "images": self.images},
             "optimization": {"num_epochs": self.epochs},
         }
-        for section, values in flags.items():
-            given = {key: value for key, value in values.items() if value is not None}
-            layers.add({section: given}, "benchmark")
-        return layers.build(options)
+        given = {
+            section: {key: value for key, value in inner.items() if value is not None}
+            for section, inner in flags.items()
+        }
+        return configure([plugin], values, preset=self.preset, assignments=assignments, flags={"benchmark": given})
 
 
 @click.command()

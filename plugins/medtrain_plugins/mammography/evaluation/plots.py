@@ -106,12 +106,12 @@ def roc_figure(rows: Rows, metrics: dict[str, Any]) -> Figure:
 
 def roc_curve(case_scores: Array, free_scores: Array) -> tuple[Array, Array]:
     """False- and true-positive rates at every threshold, from (0, 0) to (1, 1)."""
-    thresholds = np.unique(np.concatenate([case_scores, free_scores]))[::-1]
-    false_rate, true_rate = (
-        1 - np.searchsorted(np.sort(scores), thresholds, side="left") / len(scores)
-        for scores in (free_scores, case_scores)
-    )
-    return np.insert(false_rate, 0, 0.0), np.insert(true_rate, 0, 0.0)
+    from sklearn import metrics
+
+    case = np.repeat([1, 0], [len(case_scores), len(free_scores)])
+    scores = np.concatenate([case_scores, free_scores])
+    false_rate, true_rate, _ = metrics.roc_curve(case, scores, drop_intermediate=False)
+    return false_rate, true_rate
 
 
 def calibration_figure(rows: Rows) -> Figure:

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from datetime import date
 from typing import TYPE_CHECKING
 
-from medtrain_plugins.imaging import dicom
-from medtrain_plugins.imaging.dicom import Unfit
+from medtrain_plugins.imaging import pixels
+from medtrain_plugins.imaging.pixels import Unfit
 from medtrain_plugins.mammography.cohort.layouts import LATERALITIES, VIEWS
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Refusal(Unfit):
 def reading() -> Iterator[None]:
     """Turns any error of a DICOM file into a Refusal."""
     try:
-        with dicom.reading():
+        with pixels.reading():
             yield
     except Refusal:
         raise

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from medtrain_plugins.imaging.dicom import padding_of
+from medtrain_plugins.imaging.pixels import padding_of
 from medtrain_plugins.mammography.cohort.images import WHITE, Pixels
 
 if TYPE_CHECKING:

@@ -116,14 +116,15 @@ def read_characteristics(path: Path) -> dict[str, dict[str, Any]]:
         if name not in names:
             continue
         cells = [row[names.index(name)] for row in rows]
-        values: Any = cells
+        values: list[Any] = cells
         if name != "growth":
-            values, bad = parse_numbers(cells, empty=True)
-            if len(bad):
+            numbers, bad = parse_numbers(cells, empty=True)
+            if bad:
                 raise DataError(f"{path.name}:{lines[bad[0]]}: {name} is {cells[bad[0]]!r}, not a number")
-        for line, cell, value in zip(lines, cells, values, strict=True):
+            values = numbers.tolist()
+        for cell, value, line in zip(cells, values, lines, strict=True):
             if cell:
-                found.setdefault(f"{path.name}:{line}", {})[name] = cell if name == "growth" else float(value)
+                found.setdefault(f"{path.name}:{line}", {})[name] = value
     return found
 
 

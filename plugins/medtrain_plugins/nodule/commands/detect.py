@@ -135,9 +135,10 @@ def calibrate(
     from medtrain.errors import UsageError
     from medtrain.rundir import Maps
 
+    from medtrain_plugins.common.calibration import log_loss, logit
     from medtrain_plugins.nodule.evaluation.matching import Outcome
     from medtrain_plugins.nodule.evaluation.rows import evaluate_rows
-    from medtrain_plugins.nodule.inference.calibration import fit, log_loss, logit
+    from medtrain_plugins.nodule.inference.calibration import fit
     from medtrain_plugins.nodule.inference.predict import CALIBRATION
 
     _refuse_others(run)

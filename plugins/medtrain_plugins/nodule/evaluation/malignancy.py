@@ -29,14 +29,12 @@ def correlations(x: npt.ArrayLike, y: npt.ArrayLike) -> dict[str, float]:
 
 def auc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     """The share of (positive, negative) pairs in which the positive scores higher, ties half; NaN of one class."""
-    from scipy.stats import rankdata
+    from sklearn.metrics import roc_auc_score
 
-    scores, positive = np.asarray(scores, dtype=np.float64), np.asarray(labels).astype(np.bool_)
-    positives, negatives = int(positive.sum()), int((~positive).sum())
-    if not positives or not negatives:
+    positive = np.asarray(labels).astype(np.bool_)
+    if positive.all() or not positive.any():
         return math.nan
-    ranks = rankdata(scores)[positive].sum()
-    return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
+    return float(roc_auc_score(positive, np.asarray(scores, dtype=np.float64)))
 
 
 def calibration_curve(probabilities: npt.ArrayLike, labels: npt.ArrayLike, bins: int = 10) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from medtrain import seed_model
 from medtrain.errors import ConfigError
-from medtrain.runtime import determinism
 from torch import nn
 
 from medtrain_plugins.nodule.model.build import build_detector
@@ -81,5 +81,5 @@ def map_loss(options: LossOptions, kind: str, mined: bool) -> MapLoss:
 
 def untrained_model(config: RunConfig, options: PivotOptions, device: torch.device) -> DetectorModel:
     """The network as it is at the start of a run with this seed."""
-    determinism.seed_model(config.run.seed)
+    seed_model(config.run.seed)
     return build_model(options).to(device)

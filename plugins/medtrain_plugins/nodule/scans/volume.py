@@ -37,7 +37,8 @@ def read_volume(path: str | Path, *, series: str | None = None, force: bool = Fa
         from medtrain_plugins.imaging.itk import read_itk
 
         return read_itk(path)
-    from medtrain_plugins.imaging.dicom import is_dicom, read_series
+    from medtrain_plugins.imaging.dicom import read_series
+    from medtrain_plugins.imaging.pixels import is_dicom
 
     if is_dicom(path) or force:
         return read_series([path], force=force)

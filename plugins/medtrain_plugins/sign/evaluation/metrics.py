@@ -87,8 +87,10 @@ class SignMetrics:
 
 def confusion_matrix(rows: Rows, classes: int) -> Array:
     """Clips by true (row) and predicted (column) class: (classes, classes) int64, also for classes that are absent."""
-    cells = rows["label"].astype(np.int64) * classes + rows["predicted"]
-    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
+    from sklearn import metrics
+
+    matrix: Array = metrics.confusion_matrix(rows["label"], rows["predicted"], labels=np.arange(classes))
+    return matrix
 
 
 def per_class(rows: Rows, classes: int) -> dict[str, Array]:
