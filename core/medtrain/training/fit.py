@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,22 @@ from medtrain.training.loaders import StageData
 from medtrain.training.status import Status
 from medtrain.training.step import CHECK_EVERY, check_finite, train_steps
 from medtrain.training.validation import Validation
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training came to, on every process.
+
+    best_checkpoint: folder of the best model, or of the last one when nothing was monitored.
+    best_metric: {"name", "value", "epoch"}, value None when the monitored value never existed.
+    """
+
+    maps: Path
+    split: int
+    best_checkpoint: Path
+    best_metric: dict[str, Any]
+    epochs: int
+    metrics: dict[str, float]
 
 
 class Fit:
@@ -288,3 +305,11 @@ class Fit:
                 self.folder.log(f"transfer from {run.config.transfer.checkpoint}: {report}")
             self.folder.pause(False)
         self.status.write("running")
+
+    def result(self) -> TrainResult:
+        """What the training came to."""
+        run, folder, best = self.context, self.folder, self.best
+        kept = folder.checkpoint(f"best-{run.monitor}")
+        value = {"name": run.monitor, "value": best.best, "epoch": best.epoch}
+        where = kept if kept.is_dir() else folder.checkpoint(LAST)
+        return TrainResult(folder.path.parent, folder.number, where, value, run.epoch, dict(run.metrics))
