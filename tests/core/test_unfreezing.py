@@ -15,7 +15,6 @@ from medtrain.rundir import Maps
 from safetensors.torch import load_file
 from torch import nn
 
-LATER = pytest.mark.xfail(strict=True, reason="optimizer and DDP do not follow requires_grad at an epoch's start yet")
 THAWED, FROZEN, BOTH = (False, True, True), (True, False, False), (True, False, True)
 # 3 steps per epoch; every epoch and every step is kept.
 TASK = (
@@ -93,7 +92,6 @@ def moves(run: Path) -> tuple[bool, bool]:
     return changed[0].pop(), changed[1].pop()
 
 
-@LATER
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_is_thawed_learns_as_with_transfer(trainer: Callable[..., Trainer], name: str) -> None:
     """Bit for bit what `transfer.freeze_epochs` makes of it; the head keeps its momentum."""
@@ -104,7 +102,6 @@ def test_what_is_thawed_learns_as_with_transfer(trainer: Callable[..., Trainer],
     assert [key for key, value in weights(run).items() if not torch.equal(value, wanted[key])] == []
 
 
-@LATER
 def test_what_is_thawed_has_the_rate_and_decay_of_its_group(trainer: Callable[..., Trainer]) -> None:
     """As in a run in which it was never frozen."""
     groups = 'optimization.groups=[{pattern="encoder.*", lr_scale=0.1, weight_decay=0.3}]'
@@ -132,7 +129,7 @@ def test_what_is_frozen_rests(trainer: Callable[..., Trainer], name: str) -> Non
 @pytest.mark.parametrize("step", [2, 3, 4, 8])
 @pytest.mark.parametrize(
     "epochs",
-    [pytest.param(THAWED, marks=LATER, id="thawed"), pytest.param(FROZEN, id="frozen"), pytest.param(BOTH, id="both")],
+    [pytest.param(THAWED, id="thawed"), pytest.param(FROZEN, id="frozen"), pytest.param(BOTH, id="both")],
 )
 def test_resumed_before_and_after_the_change(
     trainer: Callable[..., Trainer], outcome: Callable[[Path], Any], epochs: tuple[bool, ...], step: int
@@ -145,7 +142,6 @@ def test_resumed_before_and_after_the_change(
     assert outcome(run) == before
 
 
-@LATER
 @pytest.mark.parametrize("epochs", [THAWED, FROZEN, BOTH], ids=["thawed", "frozen", "both"])
 def test_two_processes_equal_one(
     trainer: Callable[..., Trainer], forked: Callable[..., None], tmp_path: Path, epochs: tuple[bool, ...]
