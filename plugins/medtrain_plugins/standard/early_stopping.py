@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from medtrain.config import EarlyStoppingSection
 from medtrain.errors import ConfigError, nearest
 from medtrain.hookspecs import hookimpl
+from medtrain.protocols import RankedValue, Ranking
 from medtrain.protocols.metric import NOT_A_NUMBER
-from medtrain.protocols.ranking import RankedValue, Ranking
 
 if TYPE_CHECKING:
     from medtrain.run import Run
