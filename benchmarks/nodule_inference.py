@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 from medtrain_plugins.nodule.inference.sliding_window import activate, compute_maps, evaluating
-from medtrain_plugins.nodule.inference_options import InferenceOptions
 from medtrain_plugins.nodule.model.build import build_detector
+from medtrain_plugins.nodule.options import InferenceOptions
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 

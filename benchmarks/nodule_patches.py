@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from medtrain_plugins.nodule.data.augmentation import AugmentationOptions
 from medtrain_plugins.nodule.data.dataset import NodulePatches
-from medtrain_plugins.nodule.data.patches import Sampling
+from medtrain_plugins.nodule.data.sampling import Sampling
 from medtrain_plugins.nodule.scans.intensity import Intensity
 from medtrain_plugins.nodule.scans.manifest import ManifestRow, Nodule
 from monai.transforms import Compose, RandAffined, RandFlipd, RandGaussianNoised, RandSpatialCropd, ScaleIntensityRanged

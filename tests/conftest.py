@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 
 TOY = Path(__file__).parent / "toyplugin"
+# oneDNN's AMX kernels for bfloat16 do not repeat bit by bit (torch 2.14 on processors that have AMX), and tests compare
+# bits. Read when torch is imported, so it holds for subprocesses too.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 
 def pytest_configure() -> None:

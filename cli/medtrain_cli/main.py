@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
         _run(list(sys.argv[1:] if arguments is None else arguments))
     except SystemExit as end:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "torch" in sys.modules:
-            from medtrain.runtime.distributed import leave
+            from medtrain_cli.processes import leave
 
             leave(end.code if isinstance(end.code, int) else 1)
         raise

@@ -33,40 +33,27 @@ class Request:
 
     def resolve(self) -> RunConfig:
         """The configuration: preset < files < --set < flags. `notes` tells what was chosen for the user."""
-        from medtrain import catalog, plugins
-        from medtrain.config import Layers, read_toml
+        from medtrain import catalog
+        from medtrain.config import configure
 
         names = list(self.plugin) or self._plugins_of_files()
         if not names:
             raise UsageError("name at least one plugin with --plugin; `medtrain plugins list` shows them")
-        layers = Layers()
-        loaded = plugins.Plugins.of(names)
         preset = self.preset
         if preset is None and self._has_no_data() and any("demo" in catalog.presets(name) for name in names):
             preset = "demo"
             self.notes.append("No data given: training the embedded demo (preset demo, synthetic data, CPU).")
-        if preset is not None:
-            for path in catalog.find_preset(names, preset):
-                text, values = read_toml(path)
-                layers.add(values, f"preset {preset} ({path.name})", text)
-        for path in self.config:
-            layers.add_file(path)
-        for assignment in self.set_:
-            layers.add_assignment(assignment, names)
-        layers.add({"run": {"plugins": names}}, "--plugin")
-        flags: dict[str, dict[str, Any]] = {
-            "--preset": {"run": {"preset": preset}},
-            "--data": {"data": {"table": self.data}},
-            "--images": {"data": {"images": self.images}},
-            "--name": {"run": {"name": self.name}},
-            "--epochs": {"optimization": {"num_epochs": self.epochs}},
-            "--seed": {"run": {"seed": self.seed}},
+        flags = {
+            "--plugin": ("run", "plugins", names),
+            "--preset": ("run", "preset", preset),
+            "--data": ("data", "table", self.data),
+            "--images": ("data", "images", self.images),
+            "--name": ("run", "name", self.name),
+            "--epochs": ("optimization", "num_epochs", self.epochs),
+            "--seed": ("run", "seed", self.seed),
         }
-        for flag, value in flags.items():
-            ((_, inner),) = value.items()
-            if all(item is not None for item in inner.values()):
-                layers.add(value, flag)
-        return layers.build(loaded.options())
+        given = {flag: {section: {key: value}} for flag, (section, key, value) in flags.items() if value is not None}
+        return configure(names, preset=preset, files=self.config, assignments=self.set_, flags=given)
 
     def _plugins_of_files(self) -> list[str]:
         from medtrain.config import read_toml

@@ -92,7 +92,7 @@ def _is_main() -> bool:
 
 
 def _launch(nproc: int) -> int:
-    from medtrain.runtime.distributed import launch
+    from medtrain_cli.processes import launch
 
     return launch(nproc, sys.argv[1:])
 

@@ -5,20 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 __all__ = [
-    "CheckpointError",
-    "ConfigError",
-    "DataError",
-    "DivergedError",
-    "ExportError",
-    "HookError",
-    "Interrupted",
-    "MedtrainError",
-    "PluginError",
-    "Preempted",
-    "UsageError",
-    "first_lines",
-    "nearest",
-]
+    "CheckpointError", "ConfigError", "DataError", "DivergedError", "ExportError", "HookError", "Interrupted",
+    "MedtrainError", "PluginError", "Preempted", "UsageError", "first_lines", "nearest",
+]  # fmt: skip
 
 
 class MedtrainError(Exception):

@@ -12,16 +12,9 @@ import numpy.typing as npt
 from scipy.stats import rankdata, t
 
 __all__ = [
-    "AUCTest",
-    "DeLong",
-    "Interval",
-    "Spread",
-    "bootstrap_p_value",
-    "delong",
-    "percentile_interval",
-    "resampled_clusters",
-    "spread",
-]
+    "AUCTest", "DeLong", "Interval", "Spread", "bootstrap_p_value", "delong", "percentile_interval",
+    "resampled_clusters", "spread",
+]  # fmt: skip
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]

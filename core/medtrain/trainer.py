@@ -15,7 +15,8 @@ from medtrain import assemble
 from medtrain.assemble import Training
 from medtrain.catalog import installed
 from medtrain.config.computational import ComputationalConfig
-from medtrain.config.layers import Layers, read_toml
+from medtrain.config.layers import read_toml
+from medtrain.config.resolution import configure
 from medtrain.config.sections import OptimizationSection, RunConfig
 from medtrain.data.split import Split
 from medtrain.errors import CheckpointError, ConfigError, DataError, MedtrainError, PluginError, UsageError
@@ -33,7 +34,7 @@ from medtrain.runtime import determinism, distributed
 from medtrain.runtime.distributed import World
 from medtrain.training.engine import Engine
 from medtrain.training.evaluation import evaluate
-from medtrain.training.fit import Fit, restore_from
+from medtrain.training.fit import Fit
 from medtrain.training.loaders import make_loader
 from medtrain.user_objects import record
 from medtrain.user_objects.user_objects import Metrics, UserObjects, as_metrics, from_recipes
@@ -86,14 +87,12 @@ class Trainer:
         self.callbacks = list(callbacks or ())
         self.plugins = Plugins.of([*named, *([self.user_objects] if self.user_objects else []), *self.callbacks])
         if config is None:
-            layers = Layers()
-            layers.add({"run": {"plugins": [name for name in named if isinstance(name, str)]}}, "Trainer")
+            values: dict[str, Any] = {"Trainer": {"run": {"plugins": [n for n in named if isinstance(n, str)]}}}
             if (seed := determinism.global_seed()) is not None:
                 deterministic = torch.are_deterministic_algorithms_enabled()
-                layers.add(
-                    {"run": {"seed": seed}, "computational": {"deterministic": deterministic}}, "seed_everything"
-                )
-            config = layers.build(self.plugins.options())
+                seeded = {"run": {"seed": seed}, "computational": {"deterministic": deterministic}}
+                values["seed_everything"] = seeded
+            config = configure(self.plugins, values)
         if optimization is not None:
             config = config.model_copy(update={"optimization": optimization})
         for callback in self.callbacks:
@@ -137,7 +136,7 @@ class Trainer:
             named = list(plugins)
         if callbacks is None or (callbacks and not any(map(record.is_kept, callbacks))):
             callbacks = [*record.rebuild_plugins(recorded.get("callbacks", []), "callbacks"), *(callbacks or ())]
-        config = record.read_config(opened.config_file, named, assignments, Plugins.of(named).options())
+        config = configure(named, files=[opened.config_file], assignments=assignments)
         trainer = cls(path, plugins=named, callbacks=callbacks, config=config, **arguments)
         trainer.config, trainer._asked = config, config.to_toml()
         trainer._assignments = list(assignments)
@@ -382,14 +381,13 @@ class Trainer:
 
     def _run(self, folder: SplitFolder, parts: Training, source: Path | None) -> TrainResult:
         run, world, monitor = parts.run, parts.engine.world, parts.monitor
-        fit = Fit(run, parts.engine, parts.split, self.plugins, folder, monitor)
+        fit = Fit(run, parts.engine, parts.split, self.plugins, folder)
         if source is not None:
-            for problem in restore_from(fit, source):
-                folder.log(f"damaged checkpoint passed over: {problem}")
+            fit.restore(source)
         if world.is_main:
             folder.write_start(run.config.to_toml(), setup(run.config, world.device, world.size))
         fit.start(resumed=source is not None)
-        fit.go()
+        fit.run()
         world.barrier()
         best = folder.checkpoint(f"best-{monitor.name}")
         value = {"name": monitor.name, "value": fit.best.best, "epoch": fit.best.epoch}
@@ -409,8 +407,7 @@ class Trainer:
         """The configuration a split was trained with, and what was changed since."""
         if not folder.config_file.is_file():
             return self.config
-        named = [*self.config.run.plugins]
-        return record.read_config(folder.config_file, named, self._assignments, self.plugins.options())
+        return configure(self.plugins, files=[folder.config_file], assignments=self._assignments)
 
     def _find_checkpoint(self, folder: SplitFolder, name: str) -> Path:
         candidates = [folder.checkpoint(name), Path(name)]

@@ -33,11 +33,12 @@ class Done:
     stderr: str
 
     def json(self) -> Any:
-        """The last line of standard output."""
-        assert self.stdout.strip(), (
-            f"medtrain {' '.join(self.arguments)}: no output, exit code {self.code}\n{self.stderr}"
-        )
-        return json.loads(self.stdout.strip().splitlines()[-1])
+        """All of standard output, or its last line."""
+        text = self.stdout.strip()
+        assert text, f"{self.arguments}: no output, exit code {self.code}\n{self.stderr}"
+        with suppress(json.JSONDecodeError):
+            return json.loads(text)
+        return json.loads(text.splitlines()[-1])
 
 
 @dataclass

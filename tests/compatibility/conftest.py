@@ -35,6 +35,12 @@ def current(previous: Code, tmp_path_factory: pytest.TempPathFactory) -> Code:
 
 
 @pytest.fixture(scope="session")
+def previous_help(previous: Code, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """`--help` of every command of the previous code, by its words."""
+    return previous.help_texts(tmp_path_factory.mktemp("help"))
+
+
+@pytest.fixture(scope="session")
 def runs(previous: Code, current: Code, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """Every kind of run, made when it is first asked for; removed in the end, as they are large together."""
     folder = tmp_path_factory.mktemp("runs")

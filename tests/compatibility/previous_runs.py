@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from codes import HERE, Code
 from safetensors import safe_open
 
 PREEMPTED = 75
+# Keys of JSON outputs: wall-clock figures, numbers of processes, free space, versions of packages (medtrain's too).
+VOLATILE = ("seconds", "process", "free_gb", "cache", "packages", "version")
 KILLED = -signal.SIGKILL
 
 
@@ -193,6 +196,11 @@ class Runs:
         """A copy of the folder as it was left."""
         return Path(shutil.copytree(self.made(name), self.folder / name / target))
 
+    def copy_run(self, name: str, target: Path, resumed: bool = False) -> None:
+        """A copy of the run directory alone, as it was left or as the previous code resumed it."""
+        folder = self.resumed(name, self.previous) if resumed else self.made(name)
+        shutil.copytree(folder / "run", target)
+
     def _train(self, name: str, code: Code, folder: Path, exit_code: int, **env: str) -> None:
         kind = KINDS[name]
         if kind.script:
@@ -205,6 +213,11 @@ class Runs:
         commands = [[part.replace("DATA", str(self.data(name))) for part in c] for c in KINDS[name].data]
         for done in self.previous.together(commands, self.folder / name):
             assert done.code == 0, done
+
+
+def each(names: list[str]) -> list[Any]:
+    """One parameter a kind; the tests of a kind run in one process, which then makes its run once."""
+    return [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
 
 
 def outcome(run: Path) -> dict[str, Any]:
@@ -238,6 +251,15 @@ def tensors(path: Path) -> dict[str, str]:
             digest = hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
             found[key] = f"{tensor.dtype} {list(tensor.shape)} {digest}"
     return found
+
+
+def plain(value: Any, folder: Path) -> Any:
+    """A JSON value without what differs between two calls: VOLATILE, and the folder it was called in."""
+    if isinstance(value, dict):
+        return {key: "-" if key in VOLATILE else plain(item, folder) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item, folder) for item in value]
+    return value.replace(str(folder), "FOLDER") if isinstance(value, str) else value
 
 
 def differences(one: Any, other: Any, at: str = "") -> list[str]:

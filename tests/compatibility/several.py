@@ -16,6 +16,8 @@ import sys
 from importlib.metadata import entry_points
 from typing import Any
 
+from medtrain.errors import MedtrainError
+
 
 def run(arguments: list[str]) -> dict[str, Any]:
     output, errors = io.StringIO(), io.StringIO()
@@ -30,6 +32,9 @@ def run(arguments: list[str]) -> dict[str, Any]:
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
+        except MedtrainError as error:
+            code = error.exit_code
+            print(error, file=sys.stderr)
     sys.argv = before
     return {"arguments": arguments, "code": code, "stdout": output.getvalue(), "stderr": errors.getvalue()}
 

@@ -15,8 +15,8 @@ pytestmark = [pytest.mark.compatibility, pytest.mark.timeout(900), pytest.mark.x
 WORDING: list[tuple[str, str, str]] = []
 
 
-def test_help_of_every_command(previous: Code, current: Code, tmp_path: Path) -> None:
-    there, here = previous.help_texts(tmp_path), current.help_texts(tmp_path)
+def test_help_of_every_command(previous_help: dict[str, str], current: Code, tmp_path: Path) -> None:
+    there, here = dict(previous_help), current.help_texts(tmp_path)
     assert len(there) > 50 and all(text.startswith("Usage: medtrain") for text in there.values())
     for command, old, new in WORDING:
         assert old in there[command], f"WORDING: `medtrain {command} --help` of the previous code has no {old!r}"

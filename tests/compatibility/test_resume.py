@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import pytest
 from codes import Code
-from previous_runs import KINDS, Runs, differences, outcome
+from previous_runs import KINDS, Runs, differences, each, outcome
 
 pytestmark = [pytest.mark.compatibility, pytest.mark.timeout(900)]
-
-
-def each(names: list[str]) -> list[object]:
-    """One parameter a kind; tests of a kind run in one process, which then makes its run once."""
-    return [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
 
 
 @pytest.mark.parametrize("name", each(list(KINDS)))

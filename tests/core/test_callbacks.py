@@ -27,9 +27,10 @@ from medtrain import (
 )
 from medtrain.errors import ConfigError, PluginError, Preempted
 from medtrain.plugins import Plugins
+from medtrain.protocols.ranking import CheckpointId, RankedValue, Ranking
 from medtrain.rundir.checkpoint import read_manifest
 from medtrain.rundir.directory import Maps, SplitFolder
-from medtrain.rundir.retention import Keeper, Mark, Place, Ranking
+from medtrain.rundir.retention import CheckpointRetention
 from toy_plugin import Fit
 
 
@@ -282,7 +283,7 @@ def test_the_training_checkpoint_callback(trainer: Callable[..., Trainer]) -> No
 def test_a_ranking_keeps_its_order() -> None:
     ranking = Ranking("min", 2)
     values = [3.0, math.nan, 3.0, 4.0, 1.0, math.inf]
-    taken = [ranking.update(value, epoch, Mark(epoch + 1, 5 * epoch)) for epoch, value in enumerate(values)]
+    taken = [ranking.update(value, epoch, CheckpointId(epoch + 1, 5 * epoch)) for epoch, value in enumerate(values)]
     assert taken == [True, False, True, False, True, False]
     assert ranking.entries == [(1.0, 4, (5, 20)), (3.0, 0, (1, 0))]
     other = Ranking("min", 2)
@@ -296,14 +297,17 @@ def test_folders_are_put_in_order_after_a_crash(toy_run: Callable[..., Path], co
     folder = split_of(run)
     from medtrain.rundir import checkpoint
 
-    keeper = Keeper(config("checkpoint.top_k=2").checkpoint, folder, {"fit": "max"})
-    keeper.rankings["fit"].entries = [Place(0.9, 2, Mark(3, 9)), Place(0.8, 0, Mark(1, 3))]
+    retention = CheckpointRetention(config("checkpoint.top_k=2").checkpoint, folder, {"fit": "max"})
+    retention.rankings["fit"].entries = [
+        RankedValue(0.9, 2, CheckpointId(3, 9)),
+        RankedValue(0.8, 0, CheckpointId(1, 3)),
+    ]
     for before in ([], ["epoch-0001", "epoch-0002"], ["epoch-0001", "epoch-0001"], ["epoch-0002"], ["epoch-0003"]):
-        for name in keeper.best_names("fit"):
+        for name in retention.best_names("fit"):
             checkpoint.remove(folder.checkpoint(name))
-        for name, source in zip(keeper.best_names("fit"), before, strict=False):
+        for name, source in zip(retention.best_names("fit"), before, strict=False):
             checkpoint.link(folder.checkpoint(source), folder.checkpoint(name))
-        keeper.arrange()
+        retention.arrange()
         assert {name: kept(folder)[name] for name in ("best-fit", "best-fit-2")} == {"best-fit": 3, "best-fit-2": 1}
 
 

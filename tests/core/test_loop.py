@@ -23,7 +23,7 @@ from medtrain.runtime.determinism import StepSeeder
 from medtrain.runtime.distributed import World
 from medtrain.training.engine import Engine
 from medtrain.training.evaluation import batches, evaluate_group
-from medtrain.training.step import train_epoch
+from medtrain.training.step import train_steps
 from medtrain.training.totals import Totals
 from medtrain_plugins.standard.schedules import WarmupSchedule
 from safetensors.torch import load_file
@@ -63,7 +63,8 @@ def epoch(built: Engine, batch_size: int, count: int = 23) -> tuple[Run, Totals]
     run = Run(RunConfig(), unwrap(built.plain), torch.device("cpu"))
     totals = Totals()
     loader = Loader(Doubles(count), batch_size, seed=0, shuffle=True)
-    train_epoch(run, built, loader, totals, 0, lambda done: None, lambda: False)
+    for _ in train_steps(run, built, loader, totals):
+        pass
     return run, totals
 
 
@@ -131,7 +132,8 @@ def test_batches_without_any_label_count_nothing() -> None:
     dataset.masks.zero_()
     before = copy.deepcopy(weights(built))
     run, totals = Run(RunConfig(), built.plain, torch.device("cpu")), Totals()
-    train_epoch(run, built, Loader(dataset, 2), totals, 0, lambda done: None, lambda: False)
+    for _ in train_steps(run, built, Loader(dataset, 2), totals):
+        pass
     assert totals.means(World()) == {"loss": 0.0, "loss_risk": 0.0, "loss_size": 0.0}
     for one, other in zip(before, weights(built), strict=True):
         assert torch.equal(one, other)
@@ -155,7 +157,8 @@ def test_gradients_are_clipped_after_unscaling_and_the_norm_is_logged(scaled: bo
     norm = torch.stack([p.grad.norm() for p in twin.parameters()]).norm()  # type: ignore[union-attr]
     before = copy.deepcopy(weights(built))
     run, totals = Run(RunConfig(), built.plain, torch.device("cpu")), Totals()
-    train_epoch(run, built, Loader(dataset, 8), totals, 0, lambda done: None, lambda: False)
+    for _ in train_steps(run, built, Loader(dataset, 8), totals):
+        pass
     assert totals.means(World())["grad_norm"] == pytest.approx(float(norm), rel=1e-5)
     moved = torch.stack([(a - b).norm() for a, b in zip(before, weights(built), strict=True)]).norm()
     assert float(norm) > limit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from medtrain.config.computational import ComputationalConfig
 from medtrain.config.layers import Layers, locate, parse_value, read_toml
+from medtrain.config.resolution import configure
 from medtrain.config.sections import (
     COURSES,
     CheckpointSection,
@@ -24,25 +25,8 @@ from medtrain.config.sections import (
 )
 
 __all__ = [
-    "COURSES",
-    "CheckpointSection",
-    "ComputationalConfig",
-    "ComputationalSection",
-    "DataSection",
-    "EarlyStoppingSection",
-    "Layers",
-    "OptimizationConfig",
-    "OptimizationSection",
-    "ParameterGroup",
-    "RunConfig",
-    "RunSection",
-    "SchedulerSection",
-    "SectionModel",
-    "Stage",
-    "TransferSection",
-    "ValidationSection",
-    "check_stages",
-    "locate",
-    "parse_value",
-    "read_toml",
-]
+    "COURSES", "CheckpointSection", "ComputationalConfig", "ComputationalSection", "DataSection",
+    "EarlyStoppingSection", "Layers", "OptimizationConfig", "OptimizationSection", "ParameterGroup", "RunConfig",
+    "RunSection", "SchedulerSection", "SectionModel", "Stage", "TransferSection", "ValidationSection",
+    "check_stages", "configure", "locate", "parse_value", "read_toml",
+]  # fmt: skip

@@ -28,83 +28,44 @@ if TYPE_CHECKING:
     )
     from medtrain.protocols.dataset import Augmentation, Data, Dataset, participants_of, sample_ids_of
 
+# Where each public name lives.
 _HOMES = {
-    "Augmentation": "medtrain.protocols.dataset",
-    "BIDS_MISSING": "medtrain.data.tables",
-    "CSV_MISSING": "medtrain.data.tables",
-    "Data": "medtrain.protocols.dataset",
-    "Dataset": "medtrain.protocols.dataset",
-    "Item": "medtrain.data.loader",
-    "Joined": "medtrain.data.split",
-    "KFold": "medtrain_plugins.standard.splits.splitters",
-    "Loader": "medtrain.data.loader",
-    "NamedSamples": "medtrain.data.adapters",
-    "Part": "medtrain.data.split",
-    "SingleSplit": "medtrain_plugins.standard.splits.splitters",
-    "Split": "medtrain.data.split",
-    "Weighted": "medtrain.data.adapters",
-    "cache_dir": "medtrain.data.cache",
-    "collate": "medtrain.data.loader",
-    "assign_folds": "medtrain_plugins.standard.splits.partition",
-    "hold_out": "medtrain_plugins.standard.splits.partition",
-    "infer_types": "medtrain.data.tables",
-    "make_kfold": "medtrain_plugins.standard.splits.split_tables",
-    "make_split": "medtrain_plugins.standard.splits.split_tables",
-    "missing_words": "medtrain.data.tables",
-    "parse_numbers": "medtrain.data.tables",
-    "participants_of": "medtrain.protocols.dataset",
-    "processes": "medtrain.data.preparing",
-    "read_cells": "medtrain.data.tables",
-    "read_table": "medtrain.data.tables",
-    "refuse_mixture": "medtrain.data.preparing",
-    "sample_ids_of": "medtrain.protocols.dataset",
-    "split_groups": "medtrain_plugins.standard.splits.splitting",
-    "table_from_rows": "medtrain.data.tables",
-    "write_report": "medtrain.data.preparing",
+    "medtrain.data.adapters": ("NamedSamples", "Weighted"),
+    "medtrain.data.cache": ("cache_dir",),
+    "medtrain.data.loader": ("Item", "Loader", "collate"),
+    "medtrain.data.preparing": ("processes", "refuse_mixture", "write_report"),
+    "medtrain.data.split": ("Joined", "Part", "Split"),
+    "medtrain.data.tables": (
+        "BIDS_MISSING",
+        "CSV_MISSING",
+        "infer_types",
+        "missing_words",
+        "parse_numbers",
+        "read_cells",
+        "read_table",
+        "table_from_rows",
+    ),
+    "medtrain.protocols.dataset": ("Augmentation", "Data", "Dataset", "participants_of", "sample_ids_of"),
+    "medtrain_plugins.standard.splits.partition": ("assign_folds", "hold_out"),
+    "medtrain_plugins.standard.splits.split_tables": ("make_kfold", "make_split"),
+    "medtrain_plugins.standard.splits.splitters": ("KFold", "SingleSplit"),
+    "medtrain_plugins.standard.splits.splitting": ("split_groups",),
 }
 
 __all__ = [
-    "BIDS_MISSING",
-    "CSV_MISSING",
-    "Augmentation",
-    "Data",
-    "Dataset",
-    "Item",
-    "Joined",
-    "KFold",
-    "Loader",
-    "NamedSamples",
-    "Part",
-    "SingleSplit",
-    "Split",
-    "Weighted",
-    "assign_folds",
-    "cache_dir",
-    "collate",
-    "hold_out",
-    "infer_types",
-    "make_kfold",
-    "make_split",
-    "missing_words",
-    "parse_numbers",
-    "participants_of",
-    "processes",
-    "read_cells",
-    "read_table",
-    "refuse_mixture",
-    "sample_ids_of",
-    "split_groups",
-    "table_from_rows",
-    "write_report",
-]
+    "BIDS_MISSING", "CSV_MISSING", "Augmentation", "Data", "Dataset", "Item", "Joined", "KFold", "Loader",
+    "NamedSamples", "Part", "SingleSplit", "Split", "Weighted", "assign_folds", "cache_dir", "collate", "hold_out",
+    "infer_types", "make_kfold", "make_split", "missing_words", "parse_numbers", "participants_of", "processes",
+    "read_cells", "read_table", "refuse_mixture", "sample_ids_of", "split_groups", "table_from_rows", "write_report",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'medtrain.data' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+    for module, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(module), name)
+            return value
+    raise AttributeError(f"module 'medtrain.data' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -16,43 +16,15 @@ from medtrain.protocols.dataset import (
 from medtrain.protocols.loss import Term, Terms, as_terms
 from medtrain.protocols.metric import Array, BatchMetric, Evaluation, Metric, Rows, Undefined, compute_all
 from medtrain.protocols.model import SupervisedModel, TensorLoss, TensorModel, evaluation_mode, load_state, move_batch
+from medtrain.protocols.ranking import RankedValue, Ranking
 from medtrain.protocols.report import Section
 from medtrain.protocols.schedule import Plan, Schedule
 from medtrain.protocols.weights import Check, State, Weights
 
 __all__ = [
-    "GROUPS",
-    "Array",
-    "Augmentation",
-    "BatchMetric",
-    "Check",
-    "Comparison",
-    "Data",
-    "Dataset",
-    "Difference",
-    "Evaluation",
-    "Metric",
-    "Plan",
-    "Rows",
-    "Schedule",
-    "Score",
-    "Section",
-    "State",
-    "SupervisedModel",
-    "TensorLoss",
-    "TensorModel",
-    "Term",
-    "Terms",
-    "Undefined",
-    "Unit",
-    "Weights",
-    "as_terms",
-    "classes_of",
-    "compute_all",
-    "evaluation_mode",
-    "evaluation_of",
-    "load_state",
-    "move_batch",
-    "participants_of",
+    "GROUPS", "Array", "Augmentation", "BatchMetric", "Check", "Comparison", "Data", "Dataset", "Difference",
+    "Evaluation", "Metric", "Plan", "RankedValue", "Ranking", "Rows", "Schedule", "Score", "Section", "State",
+    "SupervisedModel", "TensorLoss", "TensorModel", "Term", "Terms", "Undefined", "Unit", "Weights", "as_terms",
+    "classes_of", "compute_all", "evaluation_mode", "evaluation_of", "load_state", "move_batch", "participants_of",
     "sample_ids_of",
-]
+]  # fmt: skip

@@ -17,23 +17,7 @@ from medtrain.rundir.evaluation_files import (
 from medtrain.rundir.files import new_folder, read_json, replace_file, sha256, strict, write_json, write_text
 
 __all__ = [
-    "METRICS",
-    "PLOTS",
-    "PREDICTIONS",
-    "REPORT",
-    "Maps",
-    "SplitFolder",
-    "default_path",
-    "describe",
-    "new_folder",
-    "predictions",
-    "predictions_of",
-    "read_json",
-    "read_manifest",
-    "read_predictions",
-    "replace_file",
-    "sha256",
-    "strict",
-    "write_json",
-    "write_text",
-]
+    "METRICS", "PLOTS", "PREDICTIONS", "REPORT", "Maps", "SplitFolder", "default_path", "describe", "new_folder",
+    "predictions", "predictions_of", "read_json", "read_manifest", "read_predictions", "replace_file", "sha256",
+    "strict", "write_json", "write_text",
+]  # fmt: skip

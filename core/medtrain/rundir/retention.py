@@ -2,76 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from medtrain.config.sections import CheckpointSection
 from medtrain.errors import CheckpointError
+from medtrain.protocols.ranking import CheckpointId, Ranking
 from medtrain.rundir import checkpoint
 from medtrain.rundir.directory import SplitFolder
 
 LAST = "last"
 
 
-class Mark(NamedTuple):
-    """Which state of the run a checkpoint is: epochs that are complete in it, and optimizer steps."""
-
-    epochs: int
-    step: int
-
-
-class Place(NamedTuple):
-    """A value in a ranking, the epoch (from 0) it was found in, and the state it belongs to."""
-
-    value: float
-    epoch: int
-    mark: Mark
-
-
-class Ranking:
-    """The best k values of one name so far, best first. NaN never enters, and an equal value ranks behind."""
-
-    def __init__(self, mode: Literal["max", "min"], size: int = 1) -> None:
-        self.mode, self.size = mode, size
-        self.entries: list[Place] = []
-
-    @property
-    def best(self) -> float | None:
-        return self.entries[0].value if self.entries else None
-
-    @property
-    def epoch(self) -> int | None:
-        return self.entries[0].epoch if self.entries else None
-
-    @property
-    def step(self) -> int | None:
-        return self.entries[0].mark.step if self.entries else None
-
-    def update(self, value: float, epoch: int, mark: Mark) -> bool:
-        """Take a value; True when it is among the best."""
-        if math.isnan(value):
-            return False
-        better = [place for place in self.entries if not self._improves(value, place.value)]
-        if len(better) >= self.size:
-            return False
-        self.entries.insert(len(better), Place(value, epoch, mark))
-        del self.entries[self.size :]
-        return True
-
-    def _improves(self, value: float, held: float) -> bool:
-        return value > held if self.mode == "max" else value < held
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"entries": [[value, epoch, *mark] for value, epoch, mark in self.entries]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        entries = [Place(value, epoch, Mark(*mark)) for value, epoch, *mark in state["entries"]]
-        self.entries = entries[: self.size]
-
-
-class Keeper:
+class CheckpointRetention:
     """The checkpoint folders of one split. Deciding is everybody's, writing the main process's.
 
     values: name -> direction of the values whose best checkpoints are looked for, the monitored one first.
@@ -88,10 +32,10 @@ class Keeper:
         monitored = next(iter(values))
         self.kept_values = [name for name in values if name != monitored or settings.best or name in settings.metrics]
 
-    def judge(self, metrics: dict[str, float], mark: Mark, epoch: int) -> bool:
+    def update_best(self, values: dict[str, float], state: CheckpointId, epoch: int) -> bool:
         """Take the values of an evaluation; True when its model is worth a checkpoint of its own."""
-        placed = {name for name, ranking in self.rankings.items() if ranking.update(metrics[name], epoch, mark)}
-        return bool(placed & set(self.kept_values))
+        ranked = {name for name, ranking in self.rankings.items() if ranking.update(values[name], epoch, state)}
+        return bool(ranked & set(self.kept_values))
 
     def epoch_names(self, epochs: int) -> list[str]:
         """Names besides `last` and `best-*` for the state after so many epochs."""
@@ -99,14 +43,32 @@ class Keeper:
         due = (every and epochs % every == 0) or epochs in self.settings.epochs
         return [f"epoch-{epochs:04d}"] if due else []
 
-    def is_due(self, epochs: int) -> bool:
+    def is_due_after_epoch(self, epochs: int) -> bool:
         """Whether `last` is renewed after so many epochs."""
         every = self.settings.last_every_n_epochs
         return bool(every and epochs % every == 0)
 
+    def step_names(self, step: int) -> list[str]:
+        """Names besides `last` and `best-*` for the state after so many steps."""
+        every = self.settings.every_n_steps
+        return [f"step-{step:08d}"] if every and step % every == 0 else []
+
+    def is_due_after_step(self, step: int) -> bool:
+        """Whether `last` is renewed within an epoch."""
+        every = self.settings.last_every_n_steps
+        return bool(every and step % every == 0)
+
     def best_names(self, value: str) -> list[str]:
         """`best-<value>`, `best-<value>-2`, ...: as many as there may be."""
         return [f"best-{value}", *(f"best-{value}-{place}" for place in range(2, self.settings.top_k + 1))]
+
+    def after_write(self, folder: Path, names: Sequence[str], is_best: bool) -> None:
+        """Give a checkpoint that was written its further names, and remove what it takes the place of."""
+        for name in names:
+            checkpoint.link(folder, self.folder.checkpoint(name))
+        if is_best:
+            self.arrange()
+        self.prune()
 
     def arrange(self) -> None:
         """Make the `best-*` folders hold what the rankings say, from the checkpoints there are.
@@ -116,39 +78,39 @@ class Keeper:
         """
         if not self.kept_values:
             return
-        held = self._marks_on_disk()
+        held = self._states_on_disk()
         for value in self.kept_values:
             places = [self.folder.checkpoint(name) for name in self.best_names(value)]
-            wanted = [place.mark for place in self.rankings[value].entries]
+            wanted = [entry.checkpoint for entry in self.rankings[value].entries]
             moves = []
-            for number, (place, mark) in enumerate(zip(places, wanted, strict=False)):
-                if held.get(place) == mark:
+            for number, (place, state) in enumerate(zip(places, wanted, strict=False)):
+                if held.get(place) == state:
                     continue
-                source = next((path for path, there in held.items() if there == mark), None)
+                source = next((path for path, there in held.items() if there == state), None)
                 if source is not None:
-                    moves.append((number, source, place, mark))
+                    moves.append((number, source, place, state))
             # The order of the survivors is that of the values, before as after: what moves up goes first, from the
             # top, then what moves down, from the bottom; so nothing is overwritten that is still to be moved.
             up = [move for move in moves if move[1] in places[move[0] + 1 :]]
             down = [move for move in moves if move not in up]
-            for _, source, place, mark in [*up, *reversed(down)]:
+            for _, source, place, state in [*up, *reversed(down)]:
                 checkpoint.link(source, place)
-                held[place] = mark
+                held[place] = state
             for number, place in enumerate(places):
                 if place in held and (number >= len(wanted) or held[place] != wanted[number]):
                     checkpoint.remove(place)
                     del held[place]
 
-    def _marks_on_disk(self) -> dict[Path, Mark]:
-        """What the checkpoints are of; `last` first, which is the newest."""
-        found = {}
+    def _states_on_disk(self) -> dict[Path, CheckpointId | None]:
+        """Which state each checkpoint is of; `last` first, which is the newest."""
+        found: dict[Path, CheckpointId | None] = {}
         paths = [path.parent for path in self.folder.path.glob(f"[!.]*/{checkpoint.MANIFEST}")]
         for path in sorted(paths, key=lambda path: (path.name != LAST, path.name)):
             try:
                 manifest = checkpoint.read_manifest(path)
-            except CheckpointError:  # a damaged one is no source; whoever wants it will be told
+            except CheckpointError:  # a damaged one is no source; whoever wants it gets the error
                 continue
-            found[path] = Mark(int(manifest["epoch"]), int(manifest["step"]))
+            found[path] = CheckpointId(int(manifest["epoch"]), int(manifest["step"]))
         return found
 
     def prune(self) -> None:
@@ -169,19 +131,18 @@ class Keeper:
             checkpoint.remove(last)
             checkpoint.remove(checkpoint.predecessor(last))
 
-    def forget_later(self, step: int) -> None:
-        """Drop checkpoints of a future that is going to be lived again."""
+    def after_resume(self, step: int, epochs: int, at_epoch_end: bool) -> None:
+        """Make the folders those of a run that has just reached this step; later states will come again."""
         for path in self.folder.checkpoints():
             if checkpoint.read_manifest(path)["step"] > step:
                 checkpoint.remove(path)
-
-    def give_names(self, step: int, epochs: int) -> None:
-        """The other names of `last`, in case the run was killed between writing it and giving it them."""
+        # The other names of `last`, in case the run was killed between writing it and giving it them.
         last = self.folder.checkpoint(LAST)
-        if last.is_dir() and checkpoint.read_manifest(last)["step"] == step:
+        if epochs and at_epoch_end and last.is_dir() and checkpoint.read_manifest(last)["step"] == step:
             for name in self.epoch_names(epochs):
                 if not self.folder.checkpoint(name).is_dir():
                     checkpoint.link(last, self.folder.checkpoint(name))
+        self.arrange()
 
     def state_dict(self) -> dict[str, Any]:
         return {name: ranking.state_dict() for name, ranking in self.rankings.items()}
@@ -192,7 +153,9 @@ class Keeper:
                 ranking.load_state_dict(state[name])
 
 
-def kept(settings: CheckpointSection, monitored: str, modes: dict[str, Any]) -> dict[str, Literal["max", "min"]]:
+def ranked_values(
+    settings: CheckpointSection, monitored: str, modes: dict[str, Literal["max", "min"]]
+) -> dict[str, Literal["max", "min"]]:
     """The values whose best checkpoints are looked for, with their directions; the monitored one first."""
     names: Sequence[str] = list(dict.fromkeys([monitored, *settings.metrics]))
     return {name: modes[name] for name in names}

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -98,18 +95,6 @@ def join(device: str = "auto") -> World:
     return World(device=torch.device("cuda", torch.cuda.current_device()))
 
 
-def leave(exit_code: int) -> NoReturn:
-    """End a process that is one of several, now.
-
-    Gloo's threads outlive the training, and one that lets go of a Python object while the interpreter takes itself down
-    aborts the process: a finished run would now and then count as failed.
-    """
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(exit_code)
-
-
 def _check_gpu(device: str, several: bool) -> None:
     if not device.startswith("cuda"):
         return
@@ -128,34 +113,6 @@ def _apple_gpu(several: bool) -> torch.device:
     if several:
         raise ConfigError("computational.device: 'mps' is one GPU, but there are several processes; use 'cpu'")
     return torch.device("mps")
-
-
-def launch(processes: int, arguments: list[str]) -> int:
-    """Run `medtrain ARGUMENTS` in several processes on this machine; the exit code of the first that failed."""
-    import uuid
-
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    settings = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-    )
-    try:
-        elastic_launch(settings, sys.executable)("-m", "medtrain", *arguments)
-    except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        return int(failure.exitcode) if failure.exitcode > 0 else 1
-    except SignalException as error:
-        return 130 if error.sigval == signal.SIGINT else 75
-    return 0
 
 
 def replicate(model: nn.Module, world: World, find_unused_parameters: bool) -> nn.Module:

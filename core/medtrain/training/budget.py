@@ -9,7 +9,7 @@ from medtrain.runtime.distributed import World
 
 
 class Budget:
-    """spent: why there is nothing left of it; empty while there is."""
+    """spent: the reason the budget is exhausted; empty while it is not."""
 
     def __init__(self, settings: OptimizationSection, world: World) -> None:
         self.steps, self.limit, self.world = settings.max_steps, settings.max_seconds, world
@@ -18,7 +18,7 @@ class Budget:
         self._before, self._started = 0.0, time.monotonic()
 
     def is_spent(self, step: int) -> bool:
-        """Whether it is, after so many steps of the run; all processes agree."""
+        """Whether it is exhausted after so many steps of the run; all processes agree."""
         self.spent = ""
         if self.steps is not None and step >= self.steps:
             self.spent = f"optimization.max_steps = {self.steps} done"
@@ -31,6 +31,6 @@ class Budget:
         """Trained so far."""
         return self._before + time.monotonic() - self._started
 
-    def go_on_from(self, seconds: float) -> None:
+    def resume_from(self, seconds: float) -> None:
         """Count from what was trained before."""
         self._before, self._started = seconds, time.monotonic()

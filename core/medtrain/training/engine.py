@@ -13,7 +13,6 @@ from torch import nn
 from medtrain.protocols.dataset import Augmentation
 from medtrain.protocols.metric import Metric
 from medtrain.protocols.model import move_batch
-from medtrain.run import Run
 from medtrain.runtime.determinism import StepSeeder
 from medtrain.runtime.distributed import World
 
@@ -44,7 +43,6 @@ class Engine:
     clip_norm_type: float = 2.0
     skip_after: int | None = None
     skipped: int = 0
-    on_step_end: list[Callable[[Run], None]] = field(default_factory=list)
     stages: Any = None
     transfer: Any = None
 

@@ -14,7 +14,7 @@ from medtrain.protocols.metric import Evaluation, RowCollector, compute_all, mer
 from medtrain.protocols.model import evaluation_mode
 from medtrain.run import Run
 from medtrain.training.engine import Engine
-from medtrain.training.step import SIGNALS_EVERY, StopSignal
+from medtrain.training.interruptions import SIGNALS_EVERY, StopSignal
 from medtrain.training.totals import Totals
 
 

@@ -2,475 +2,290 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from medtrain.data.loader import Loader
 from medtrain.data.split import Split
-from medtrain.errors import ConfigError, HookError, Interrupted, MedtrainError, Preempted
+from medtrain.errors import CheckpointError, HookError, Interrupted, Preempted
 from medtrain.plugins import Plugins
-from medtrain.protocols.metric import Evaluation
-from medtrain.protocols.model import training_mode
 from medtrain.run import Run
 from medtrain.rundir import checkpoint
 from medtrain.rundir.directory import SplitFolder
-from medtrain.rundir.retention import LAST, Keeper, Mark, Ranking, kept
-from medtrain.training import state as snapshot
+from medtrain.rundir.retention import LAST, CheckpointRetention, ranked_values
+from medtrain.training import state
 from medtrain.training.budget import Budget
 from medtrain.training.engine import Engine
-from medtrain.training.evaluation import evaluate
-from medtrain.training.interruptions import Interruptions
-from medtrain.training.loaders import make_loader, steps_per_epoch
-from medtrain.training.monitor import Monitor
-from medtrain.training.stages import ScaledSchedule
-from medtrain.training.step import StopSignal, check_finite, train_epoch
-from medtrain.training.totals import Totals
-
-STATUS_SECONDS = 1.0
+from medtrain.training.epoch import Epoch, SharedTotals
+from medtrain.training.hooks import Hooks
+from medtrain.training.interruptions import Interruptions, StopSignal
+from medtrain.training.loaders import StageData
+from medtrain.training.status import Status
+from medtrain.training.step import CHECK_EVERY, check_finite, train_steps
+from medtrain.training.validation import Validation
 
 
 class Fit:
-    """One split in training. Every process runs the same; only the main one writes."""
+    """One split in training. Every process runs the same; only the main one writes.
 
-    def __init__(
-        self, run: Run, engine: Engine, split: Split, plugins: Plugins, folder: SplitFolder, monitor: Monitor
-    ) -> None:
-        self.run, self.engine, self.split, self.folder = run, engine, split, folder
-        self.config, self.world = run.config, engine.world
-        self.several = self.world.size > 1
-        self.monitor = monitor
-        self.keeper = Keeper(self.config.checkpoint, folder, kept(self.config.checkpoint, monitor.name, run.modes))
-        self.plugins = plugins
-        self.totals: Totals | None = None
-        self.first_step = 0
+    context: what hooks receive. best: the monitored value so far. finished: the reason the run ended before its last
+    epoch, empty while it goes on.
+    """
+
+    def __init__(self, context: Run, engine: Engine, split: Split, plugins: Plugins, folder: SplitFolder) -> None:
+        self.context, self.engine, self.plugins, self.folder = context, engine, plugins, folder
+        self.world, settings = engine.world, context.config.checkpoint
+        self.hooks = Hooks(plugins, context)
+        self.data = StageData(context, engine, split, folder)
+        self.epoch = Epoch(context, engine)
+        self.retention = CheckpointRetention(settings, folder, ranked_values(settings, context.monitor, context.modes))
+        self.best = self.retention.rankings[context.monitor]
+        self.interruptions = Interruptions(self.world, folder)
+        self.budget = Budget(context.config.optimization, self.world)
+        self.validation = Validation(
+            context, engine, self.hooks, self.data, self.epoch, self.retention, self.interruptions
+        )
+        self.status = Status(context, folder, self.best)
         self.finished = ""
         self.saved_at: tuple[int, int] | None = None
-        self.digest = split.digest()
-        self.interruptions = Interruptions(self.world, folder)
-        self.budget = Budget(self.config.optimization, self.world)
-        self._status_at = 0.0
-        self.evaluations: list[dict[str, Any]] = []  # within the epoch under way
-        # The data under way: those of the stage, once it has begun.
-        self.staged = self.config
-        self.stage: int | None = None
-        self.loader, self.validation = self._loaders()
-        engine.on_step_end = self._hooks("on_step_end")
 
-    @property
-    def best(self) -> Ranking:
-        """The monitored value so far."""
-        return self.keeper.rankings[self.monitor.name]
-
-    @property
-    def samples_per_step(self) -> int:
-        """Of an optimizer step, over all processes."""
-        return self.loader.global_batch * self.engine.accumulation_steps
-
-    def start(self, resumed: bool) -> None:
-        """Say in the log and the status that this split is in training."""
-        run = self.run
-        if self.world.is_main:
-            what = f"resumed at epoch {run.epoch}, step {run.step}" if resumed else "started"
-            self.folder.log(f"{what} on {self.world.size} process(es), {self.world.device.type}")
-            if (report := self.engine.transfer.report) is not None:
-                self.folder.log(f"transfer from {self.config.transfer.checkpoint}: {report}")
-            self.folder.pause(False)
-        self._status("running")
-
-    def go(self) -> None:
+    def run(self) -> None:
         """Train to the end. Raises Interrupted or Preempted after a checkpoint, DivergedError, HookError."""
-        run = self.run
+        run, epoch, validation = self.context, self.epoch, self.validation
         with self.interruptions.signals:
             try:
-                self._call("on_run_start")
+                self.hooks.call("on_run_start")
                 while run.epoch < run.num_epochs and not self.finished and not self.budget.is_spent(run.step):
-                    self._epoch()
-                if self.budget.spent and self.first_step:
-                    self._close_partly()
-                self._save(LAST, only_if_newer=True)
+                    self.start_epoch()
+                    self.train()
+                    if epoch.done < run.steps_per_epoch:
+                        break  # the budget is exhausted
+                    trained = time.perf_counter()
+                    record = epoch.record()
+                    evaluation = validation.evaluate(record) if validation.is_due_after_epoch() else None
+                    is_best = evaluation is not None and validation.update_best(evaluation, run.epoch + 1)
+                    self.engine.schedule.after_epoch(validation.followed_value(evaluation))
+                    run.metrics = record
+                    run.progress["timing"] = timing = epoch.timing(trained, self.data.train.size)
+                    hook_error = self.hooks.deferred("on_epoch_end")  # raised when the epoch is saved
+                    self.finish_epoch(record, timing, is_best)
+                    if hook_error is not None:
+                        raise hook_error
+                if self.budget.spent and epoch.done:
+                    self.finish_partial_epoch()
+                if not self.is_saved():
+                    self.save(LAST)
                 if self.world.is_main:
-                    self.keeper.finish()
-                self._status("completed", reason=self.finished or self.budget.spent or "all epochs done")
-                self._call("on_run_end")
+                    self.retention.finish()
+                self.status.write("completed", reason=self.finished or self.budget.spent or "all epochs done")
+                self.hooks.call("on_run_end")
             except BaseException as error:
-                self._fail(error)
+                self.fail(error)
             finally:
-                self._close_loaders()
+                self.data.close()
 
-    def _epoch(self) -> None:
-        run = self.run
-        self.enter_stage()
-        if self.engine.transfer.is_due(run.epoch):
+    def start_epoch(self) -> None:
+        """The data and parameters of the epoch: its stage, what plugins want to be different, what unfreezes."""
+        self.data.enter_stage()
+        if self.engine.transfer.is_due(self.context.epoch):
             self.engine.transfer.unfreeze(self.engine)
-        self._call("on_epoch_start")
-        if run.rebuild_requested:
-            self._rebuild_data()
-        self.totals = self.totals or Totals()
-        run.steps_per_epoch = steps_per_epoch(len(self.loader), self.engine.accumulation_steps)
-        self._begin_progress()
-        if self.world.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.world.device)
-        started, first_step = time.perf_counter(), self.first_step
-        if first_step and self._step_is_evaluated(first_step) and not self._is_evaluated():
-            self._after_step(first_step)  # left before it was done
-        self._train(first_step)
+        self.hooks.call("on_epoch_start")
+        self.data.rebuild()
+        self.epoch.begin(self.data.steps_per_epoch, self.data.samples_per_step)
+
+    def train(self) -> None:
+        """Take the steps of the epoch; it ends early when the budget is exhausted. Raises StopSignal."""
+        run, engine, epoch, budget = self.context, self.engine, self.epoch, self.budget
+        on_step_end = self.hooks.of("on_step_end")
+        if epoch.done and self.validation.is_due_after_step() and not self.validation.is_done():
+            self.after_step()  # the run was left before it was done
+        for done in train_steps(run, engine, self.data.train, epoch.totals, epoch.done):
+            epoch.done = done
+            for hook in on_step_end:
+                hook(run)
+            if run.step % CHECK_EVERY == 0:
+                check_finite(run, self.world, epoch.totals)
+            self.after_step()
+            if budget.limited and done < run.steps_per_epoch and budget.is_spent(run.step):
+                break
+            if self.interruptions.asked(run.step):
+                self.pause()
         if self.interruptions.is_leaving():
             raise StopSignal
-        self.first_step = run.progress["done"]
-        check_finite(run, self.world, self.totals)
-        if self.first_step < run.steps_per_epoch:
-            return  # the budget is spent
-        trained = time.perf_counter()
-        record = self._record()
-        evaluation = self._evaluate(record) if self._epoch_is_evaluated() else None
-        is_best = evaluation is not None and self._judge(evaluation, run.epoch + 1)
-        self._advance_schedule(evaluation)
-        run.metrics = record
-        within = run.progress["evaluation_seconds"]
-        timing = self._timing(trained - started - within, time.perf_counter() - trained + within, first_step)
-        run.progress["timing"] = timing
-        hook_error = self._collect(lambda: self._call("on_epoch_end"))
-        self._close_epoch(record, timing, is_best)
-        if hook_error is not None:
-            raise hook_error
+        check_finite(run, self.world, epoch.totals)
 
-    def _begin_progress(self) -> None:
-        self.run.progress = {
-            "stage": "training",
-            "done": self.first_step,
-            "totals": self.totals,
-            "samples_per_step": self.samples_per_step,
-            "waiting_seconds": 0.0,
-            "evaluation_seconds": 0.0,
-        }
+    def after_step(self) -> None:
+        """Evaluation and checkpoints within an epoch."""
+        run, retention = self.context, self.retention
+        is_best = self.validation.is_due_after_step() and self.validation.evaluate_within_epoch()
+        names = retention.step_names(run.step)
+        if is_best or names or retention.is_due_after_step(run.step):
+            check_finite(run, self.world, self.epoch.totals)
+            self.save(LAST, *names, is_best=is_best)
 
-    def _record(self) -> dict[str, Any]:
-        """What the steps of the epoch came to."""
-        run, engine, totals = self.run, self.engine, self.totals
-        assert totals is not None
-        record: dict[str, Any] = {"epoch": run.epoch, "step": run.step}
-        record |= {f"train/{name}": value for name, value in totals.means(self.world).items()}
-        if engine.skip_after is not None:
-            record["train/skipped_steps"] = totals.skipped
-        groups = engine.optimizer.param_groups
-        # Those of the last step: by now the schedule may have moved on.
-        rates = [float(rate) for rate in totals.rates or [group["lr"] for group in groups]]
-        record["learning_rate"] = max(rates)
-        if len(rates) > 1:
-            names = [str(group.get("name", number)) for number, group in enumerate(groups)]
-            record |= {f"learning_rate_{name}": rate for name, rate in zip(names, rates, strict=True)}
-        if self.evaluations:
-            record["evaluations"] = list(self.evaluations)
-        return record
-
-    def _close_partly(self) -> None:
-        """The budget ended within an epoch: evaluate and record what there is of it; `last` goes on from there."""
-        run = self.run
-        self._save(LAST, only_if_newer=True)
-        here = bool(run.progress)  # else it was so already when the run was resumed
-        if not here:
-            self._begin_progress()
-        record = self._record()
-        if self._is_evaluated():
-            record |= {name: value for name, value in self.evaluations[-1].items() if name != "step"}
-        elif self.validation is not None:
-            self._evaluate(record)  # of the budget's making: it ranks nowhere, a longer run would not have had it
-        run.metrics = record
+    def pause(self) -> None:
+        """Wait between two steps until the run is to go on. Raises StopSignal when it is to end."""
+        if self.interruptions.is_leaving():
+            raise StopSignal
+        self.status.write("paused")
         if self.world.is_main:
-            self.folder.append_history(record)
-        if here:
-            self._call("on_epoch_end")
+            self.folder.log(f"paused at step {self.context.step}")
+        if not self.interruptions.wait():
+            raise StopSignal
+        self.status.write("running")
+        if self.world.is_main:
+            self.folder.log("going on")
 
-    def _train(self, first_step: int) -> None:
-        """The steps of the epoch, with the pauses that are asked for between them."""
-        assert self.totals is not None
-        while True:
-            try:
-                train_epoch(
-                    self.run,
-                    self.engine,
-                    self.loader,
-                    self.totals,
-                    first_step,
-                    self._after_step,
-                    self.interruptions.asked,
-                )
-                return
-            except StopSignal:
-                if self.interruptions.is_leaving():
-                    raise
-                self._pause()
-                first_step = self.run.progress["done"]
-
-    def _epoch_is_evaluated(self) -> bool:
-        """Whether an evaluation is due at the end of this epoch."""
-        run, settings = self.run, self.config.optimization
-        if self.validation is None:
-            return False
-        interval, every = settings.evaluation_interval, settings.evaluation_every_n_steps
-        if interval and ((run.epoch + 1) % interval == 0 or run.epoch + 1 == run.num_epochs):
-            return True
-        return bool(every and run.step % every == 0)
-
-    def _step_is_evaluated(self, done: int) -> bool:
-        """Whether an evaluation is due after the step, and not left to the end of the epoch."""
-        every = self.config.optimization.evaluation_every_n_steps
-        return bool(every and self.run.step % every == 0 and done < self.run.steps_per_epoch)
-
-    def _is_evaluated(self) -> bool:
-        """Whether the model as it stands was evaluated within the epoch."""
-        return bool(self.evaluations) and self.evaluations[-1]["step"] == self.run.step
-
-    def _evaluate_step(self) -> bool:
-        """Evaluate within the epoch, for the epoch's record; True when this model is among the best so far."""
-        if self.validation is None:
-            return False
-        started, record = time.perf_counter(), {"step": self.run.step}
-        is_best = self._judge(self._evaluate(record), self.run.epoch)
-        self.evaluations.append(record)
-        training_mode(self.engine.model)
-        self.run.progress["stage"] = "training"
-        self.run.progress["evaluation_seconds"] += time.perf_counter() - started
-        return is_best
-
-    def _evaluate(self, record: dict[str, Any]) -> Evaluation:
-        run = self.run
-        assert self.validation is not None
-        run.progress["stage"] = "validation"
-        run.evaluation = evaluate(
-            run, self.engine, self.plugins, self.validation, "validation", self.interruptions.signalled
-        )
-        record |= {f"validation/{name}": value for name, value in run.evaluation.metrics.items()}
-        if reasons := run.evaluation.reasons:
-            record["undefined"] = {f"validation/{name}": reason for name, reason in reasons.items()}
-        self._call("on_evaluate_end")
-        return run.evaluation
-
-    def _judge(self, evaluation: Evaluation, epochs: int) -> bool:
-        """Whether this model is among the best so far. epochs: how many are done in its checkpoint."""
-        run = self.run
-        values = {name: self._value(evaluation, name) for name in self.keeper.rankings}
-        return self.keeper.judge(values, Mark(epochs, run.step), run.epoch)
-
-    def _advance_schedule(self, evaluation: Evaluation | None) -> None:
-        schedule = self.engine.schedule
-        followed = getattr(schedule, "metric", "") or self.monitor.name
-        schedule.after_epoch(None if evaluation is None else self._value(evaluation, followed))
-
-    def _value(self, evaluation: Evaluation, name: str) -> float:
-        if name not in evaluation.metrics:
-            known = ", ".join(evaluation.metrics)
-            raise ConfigError(f"the validation group has no value {name!r}; known: {known}")
-        return evaluation.metrics[name]
-
-    def _close_epoch(self, record: dict[str, Any], timing: dict[str, Any], is_best: bool) -> None:
-        """History and checkpoints of a finished epoch."""
-        run, keeper = self.run, self.keeper
+    def finish_epoch(self, record: dict[str, Any], timing: dict[str, Any], is_best: bool) -> None:
+        """History and checkpoints of a whole epoch."""
+        run, retention = self.context, self.retention
         if self.world.is_main:
             self.folder.append_history(record)
             self.folder.append_timing(timing)
         run.epoch += 1
-        self.first_step, self.totals, self.evaluations = 0, None, []
+        self.epoch.clear()
         # Plugins decide per process; stopping is everybody's decision.
         if self.world.any(bool(run.stop_requested)) and not self.finished:
             self.finished = run.stop_requested or "requested by a plugin"
-        names = keeper.epoch_names(run.epoch)
+        names = retention.epoch_names(run.epoch)
         done = bool(self.finished) or run.epoch == run.num_epochs
-        if names or is_best or done or keeper.is_due(run.epoch):
-            self._save(LAST, *names, is_best=is_best)
-        # For whoever watches; a run of very short epochs does not write it at each.
-        if time.monotonic() - self._status_at > STATUS_SECONDS:
-            self._status("running")
+        if names or is_best or done or retention.is_due_after_epoch(run.epoch):
+            self.save(LAST, *names, is_best=is_best)
+        self.status.refresh()
 
-    def _after_step(self, done: int) -> bool:
-        """Evaluation and checkpoints within an epoch; True when the budget is spent within it."""
-        settings, step = self.config.checkpoint, self.run.step
-        is_best = self._step_is_evaluated(done) and self._evaluate_step()
-        keep = settings.every_n_steps and step % settings.every_n_steps == 0
-        if is_best or keep or (settings.last_every_n_steps and step % settings.last_every_n_steps == 0):
-            self.first_step = done
-            assert self.totals is not None
-            check_finite(self.run, self.world, self.totals)
-            self._save(LAST, *([f"step-{step:08d}"] if keep else []), is_best=is_best)
-        return self.budget.limited and done < self.run.steps_per_epoch and self.budget.is_spent(step)
-
-    def _pause(self) -> None:
-        """Wait between two steps until the run is to go on. Raises StopSignal."""
-        self._status("paused")
+    def finish_partial_epoch(self) -> None:
+        """The budget ended within an epoch: evaluate and record what there is of it; `last` goes on from there."""
+        run, epoch, validation = self.context, self.epoch, self.validation
+        if not self.is_saved():
+            self.save(LAST)
+        here = bool(run.progress)  # else it was so already when the run was resumed
+        if not here:
+            epoch.begin(self.data.steps_per_epoch, self.data.samples_per_step)
+        record = epoch.record()
+        if validation.is_done():
+            record |= {name: value for name, value in epoch.evaluations[-1].items() if name != "step"}
+        elif self.data.validation is not None:
+            validation.evaluate(record)  # of the budget's making: it ranks nowhere, a longer run would not have had it
+        run.metrics = record
         if self.world.is_main:
-            self.folder.log(f"paused at step {self.run.step}")
-        if not self.interruptions.wait():
-            raise StopSignal
-        self._status("running")
-        if self.world.is_main:
-            self.folder.log("going on")
+            self.folder.append_history(record)
+        if here:
+            self.hooks.call("on_epoch_end")
 
-    def _save(self, name: str, *copies: str, is_best: bool = False, only_if_newer: bool = False) -> None:
-        """Write the state under `name`, and under the other names too."""
-        run = self.run
-        folder = self.folder.checkpoint(name)
-        if only_if_newer and self.saved_at == (run.step, run.epoch):
-            return
-        totals = self.totals.shared(self.world) if self.totals is not None else None
-        run.checkpoint = folder
-        self.saved_at = (run.step, run.epoch)
-        if self.world.is_main:
-            checkpoint.write(folder, snapshot.take(self, totals))
-            for copy in copies:
-                checkpoint.link(folder, self.folder.checkpoint(copy))
-            if is_best:
-                self.keeper.arrange()
-            self.keeper.prune()
-        self._call("on_checkpoint")
-
-    def enter_stage(self) -> None:
-        """When the epoch belongs to another stage than the data: that stage's data and learning rate."""
-        run, stages = self.run, self.engine.stages
-        if not stages or stages.index(run.epoch) == self.stage:
-            return
-        self.stage = run.stage = stages.index(run.epoch)
-        run.stage_settings = settings = self.config.stages[self.stage]
-        self.staged = stages.config_of(self.stage)
-        self._take(stages.split_of(self.stage))
-        if isinstance(self.engine.schedule, ScaledSchedule):
-            self.engine.schedule.set_scale(settings.learning_rate_scale)
-        if self.world.is_main:
-            self.folder.log(f"stage {self.stage}{' ' if settings.name else ''}{settings.name} from epoch {run.epoch}")
-
-    def _rebuild_data(self) -> None:
-        """Ask `build_data` again (the plugin has its reasons: a curriculum, larger patches)."""
-        self.run.rebuild_requested = False
-        self._take(self.engine.stages.rebuild(self.staged))
-
-    def _take(self, split: Split) -> None:
-        """Go on with these data."""
-        self._close_loaders()
-        self.split = split
-        self.run.data = split.as_data()
-        self.loader, self.validation = self._loaders()
-
-    def _close_loaders(self) -> None:
-        for loader in (self.loader, self.validation):
-            if loader is not None:
-                loader.close()
-
-    def _loaders(self) -> tuple[Loader, Loader | None]:
-        """Of the training group, and of the validation group when it is ever evaluated."""
-        train = make_loader(self.staged, self.split, "train", self.engine)
-        settings = self.config.optimization
-        evaluates = settings.evaluation_interval or settings.evaluation_every_n_steps
-        if "validation" not in self.split.groups or not evaluates:
-            return train, None
-        return train, make_loader(self.staged, self.split, "validation", self.engine)
-
-    def _hooks(self, name: str) -> list[Callable[[Run], None]]:
-        return [_guarded(name, hook) for hook in self.plugins.lifecycle(name)]
-
-    def _call(self, name: str) -> None:
-        for hook in self._hooks(name):
-            hook(self.run)
-
-    def _collect(self, call: Callable[[], None]) -> HookError | None:
-        """Let plugins speak; their failure waits until the epoch is safely on disk."""
-        try:
-            call()
-        except HookError as error:
-            return error
-        return None
-
-    def _timing(self, training: float, evaluation: float, first_step: int) -> dict[str, Any]:
-        steps = self.run.progress["done"] - first_step
-        samples = steps * self.samples_per_step
-        return {
-            "epoch": self.run.epoch,
-            "training_seconds": training,
-            "waiting_seconds": self.run.progress["waiting_seconds"],
-            "evaluation_seconds": evaluation,
-            **peak_memory(self.world.device),
-            "samples_per_second": min(samples, self.loader.size) / training if training else 0.0,
-        }
-
-    def _status(self, status: str, **facts: Any) -> None:
-        self._status_at = time.monotonic()
-        if self.world.is_main:
-            run = self.run
-            self.folder.write_status(
-                status,
-                epoch=run.epoch,
-                num_epochs=run.num_epochs,
-                step=run.step,
-                best={
-                    "name": self.monitor.name,
-                    "value": self.best.best,
-                    "epoch": self.best.epoch,
-                    "step": self.best.step,
-                },
-                **facts,
-            )
-
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """Leave with what can be kept: a checkpoint after a signal or a plugin's failure, the reason always."""
-        run = self.run
+        run = self.context
         if isinstance(error, StopSignal):
-            self.first_step = run.progress["done"]
-            check_finite(run, self.world, self.totals or Totals())
-            self._save(LAST)
+            check_finite(run, self.world, self.epoch.totals)
+            self.save(LAST)
             error = self.interruptions.error(run.step)
-        elif isinstance(error, HookError) and run.step and self.saved_at != (run.step, run.epoch) and not self.several:
+        elif isinstance(error, HookError) and run.step and not self.is_saved() and self.world.size == 1:
             # Of several processes perhaps only this one failed: the others would not come to gather the totals.
-            self.first_step = run.progress.get("done", self.first_step) if self.totals is not None else 0
-            self._save_quietly()
+            try:
+                self.save(LAST)
+            except HookError as second:
+                self.folder.log(str(second))
         run.exception = error
         names: dict[type[BaseException], str] = {Interrupted: "interrupted", Preempted: "preempted"}
-        status = names.get(type(error), "failed")
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        self._status(status, reason=reason)
-        for hook in self.plugins.lifecycle("on_exception"):
-            try:
-                hook(run)
-            except Exception as second:  # the first error is the one to tell
-                self.folder.log(f"on_exception failed: {type(second).__name__}: {second}")
+        self.status.write(names.get(type(error), "failed"), reason=reason)
+        self.hooks.on_exception(self.folder.log)
         raise error
 
-    def _save_quietly(self) -> None:
-        try:
-            self._save(LAST)
-        except HookError as error:
-            self.folder.log(str(error))
+    def is_saved(self) -> bool:
+        """Whether this process has written the state as it stands."""
+        return self.saved_at == (self.context.step, self.context.epoch)
 
+    def save(self, name: str, *copies: str, is_best: bool = False) -> None:
+        """Write the state under `name`, and under the other names too."""
+        run, folder = self.context, self.folder.checkpoint(name)
+        run.checkpoint = folder
+        self.saved_at = (run.step, run.epoch)
+        texts = {"config.toml": run.config.to_toml()}
+        if self.world.is_main:
+            texts["split.json"] = (self.folder.path / "split.json").read_text(encoding="utf-8")
+        captured = state.capture(self.engine, self.parts(), self.facts(), texts)
+        if self.world.is_main:
+            checkpoint.write(folder, captured)
+            self.retention.after_write(folder, copies, is_best)
+        self.hooks.call("on_checkpoint")
 
-def peak_memory(device: torch.device) -> dict[str, int]:
-    """Bytes: the most this process ever held, and the most tensors held on its GPU since the epoch began."""
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peaks = {"peak_rss_bytes": resident * (1 if sys.platform == "darwin" else 1024)}
-    if device.type == "cuda":
-        peaks["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(device)
-    return peaks
+    def parts(self) -> dict[str, state.Part | None]:
+        """What a checkpoint holds besides weights and facts."""
+        engine, epoch = self.engine, self.epoch
+        return {
+            "optimizer": engine.optimizer,
+            "schedule": engine.schedule,
+            "scaler": engine.scaler,
+            "totals": SharedTotals(epoch, self.world),
+            "best": self.retention,
+            "evaluations": state.Attribute(epoch, "evaluations"),
+            "skipped": state.Attribute(engine, "skipped"),
+            "frozen": state.Attribute(engine.transfer, "frozen"),
+            "plugins": state.PluginStates(self.plugins, self.world.is_main),
+        }
 
+    def facts(self) -> dict[str, Any]:
+        """Where the run stands, for the manifest of a checkpoint."""
+        run = self.context
+        return {
+            "step": run.step,
+            "epoch": run.epoch,
+            "steps_into_epoch": self.epoch.done,
+            "global_batch": self.data.samples_per_step,
+            "membership": self.data.digest,
+            "finished": self.finished,
+            "seconds": round(self.budget.seconds, 3),
+            "stop_requested": "" if self.finished else run.stop_requested,
+        }
 
-def restore_from(fit: Fit, path: Path) -> list[str]:
-    """Restore a checkpoint folder, or its predecessor when it is damaged; returns what was wrong."""
-    saved, problems = checkpoint.read_newest(path)
-    snapshot.restore(fit, saved)
-    return problems
+    def restore(self, path: Path) -> None:
+        """Take up a checkpoint, or its predecessor when it is damaged; what was recorded after it is removed."""
+        run = self.context
+        saved, problems = checkpoint.read_newest(path)
+        facts = saved.facts
+        self._check_origin(facts)
+        run.step, run.epoch, self.epoch.done = facts["step"], facts["epoch"], facts["steps_into_epoch"]
+        self.data.enter_stage()
+        if self.epoch.done and facts["global_batch"] != self.data.samples_per_step:
+            raise CheckpointError(
+                f"the checkpoint lies in the middle of an epoch of {facts['global_batch']} samples per step, this run "
+                f"has {self.data.samples_per_step}: resume with the same number of processes and batch size, or from "
+                "the end of an epoch"
+            )
+        if self.engine.transfer.frozen and not saved.state["frozen"]:
+            self.engine.transfer.unfreeze(self.engine)
+        state.restore(saved, self.engine, self.parts())
+        self.budget.resume_from(facts["seconds"])
+        run.stop_requested = facts["stop_requested"]
+        # Early stopping ended the run for good; running out of epochs did not: more may have been asked for.
+        self.finished = facts["finished"]
+        if self.world.is_main:
+            for problem in problems:
+                self.folder.log(f"damaged checkpoint passed over: {problem}")
+            self.folder.cut_history(run.epoch)
+            self.retention.after_resume(run.step, run.epoch, at_epoch_end=not self.epoch.done)
+        self.world.barrier()
 
+    def _check_origin(self, facts: dict[str, Any]) -> None:
+        if source := facts.get("imported"):
+            raise CheckpointError(
+                f"{source} trained these weights, and how it would have gone on is not known here; start a run from "
+                f"them with transfer.checkpoint and the folder of the checkpoint in {self.folder.path}"
+            )
+        if facts["membership"] != self.data.digest:
+            raise CheckpointError(
+                "the data are not those of the checkpoint: the groups have other members now; "
+                f"{self.folder.path / 'split.json'} lists the ones it was trained on"
+            )
 
-def _guarded(name: str, hook: Callable[[Run], None]) -> Callable[[Run], None]:
-    """The hook, its exceptions naming plugin and hook; what medtrain itself raises passes."""
-
-    def call(run: Run) -> None:
-        try:
-            hook(run)
-        except MedtrainError:
-            raise
-        except Exception as error:
-            where = getattr(hook, "__module__", type(hook).__name__)
-            raise HookError(f"{where}: hook {name} failed: {type(error).__name__}: {error}") from error
-
-    return call
+    def start(self, resumed: bool) -> None:
+        """Say in the log and the status that this split is in training."""
+        run, world = self.context, self.world
+        if world.is_main:
+            what = f"resumed at epoch {run.epoch}, step {run.step}" if resumed else "started"
+            self.folder.log(f"{what} on {world.size} process(es), {world.device.type}")
+            if (report := self.engine.transfer.report) is not None:
+                self.folder.log(f"transfer from {run.config.transfer.checkpoint}: {report}")
+            self.folder.pause(False)
+        self.status.write("running")

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
+from types import FrameType, TracebackType
+from typing import Any
 
 from medtrain.errors import Interrupted, MedtrainError, Preempted
 from medtrain.rundir.directory import SplitFolder
 from medtrain.runtime.distributed import World
-from medtrain.training.signals import Signals
 
+WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 PAUSE_SECONDS = 1.0  # between two looks at whether the run is to pause, or to go on
+SIGNALS_EVERY = 10  # steps between two agreements of several processes on whether a signal arrived
+
+
+class StopSignal(Exception):
+    """Raised inside an epoch when a signal asks the run to checkpoint and leave."""
 
 
 class Interruptions:
@@ -29,8 +37,13 @@ class Interruptions:
         """Whether any process was; all agree."""
         return self.world.any(self.signalled())
 
-    def asked(self) -> bool:
-        """Whether to stop between two steps: for good, or (the main process says so) for a pause."""
+    def asked(self, step: int) -> bool:
+        """Whether to stop after this step, for good or for a pause; several processes agree now and then."""
+        if self.world.size == 1:
+            return self._asked()
+        return step % SIGNALS_EVERY == 0 and self.world.any(self._asked())
+
+    def _asked(self) -> bool:
         if self.signals.pending:
             return True
         now = time.monotonic()
@@ -54,3 +67,32 @@ class Interruptions:
         if number == signal.SIGINT:
             return Interrupted(f"interrupted; {where}")
         return Preempted(f"asked to leave; {where}")
+
+
+class Signals:
+    """While active, the first signal is remembered in `pending`; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.pending = 0
+        self._since = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._arrived) for number in WATCHED}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _arrived(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        # A terminal and a launcher may both pass on one Ctrl-C; a second one of the user's comes later.
+        if self.pending == number == signal.SIGINT and now - self._since > 1.0:
+            raise KeyboardInterrupt
+        if not self.pending:
+            self._since = now
+        self.pending = number

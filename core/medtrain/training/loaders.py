@@ -1,11 +1,14 @@
-"""The loader of a group, and how many steps an epoch has."""
+"""The loader of a group, how many steps an epoch has, and the data that the training is on."""
 
 from __future__ import annotations
 
 from medtrain.config.sections import RunConfig
 from medtrain.data.loader import Loader, sampling_weights
 from medtrain.data.split import Split
+from medtrain.run import Run
+from medtrain.rundir.directory import SplitFolder
 from medtrain.training.engine import Engine
+from medtrain.training.stages import ScaledSchedule
 
 
 def make_loader(config: RunConfig, split: Split, group: str, engine: Engine) -> Loader:
@@ -39,3 +42,66 @@ def make_loader(config: RunConfig, split: Split, group: str, engine: Engine) -> 
 def steps_per_epoch(batches: int, accumulation_steps: int) -> int:
     """Optimizer steps in an epoch: the last window is stepped however short it is."""
     return -(-batches // accumulation_steps)
+
+
+class StageData:
+    """The data that the training is on: those of the stage of `[[stages]]` under way, or what plugins built anew.
+
+    train, validation: the loaders; no validation when the group is not there or never evaluated.
+    """
+
+    def __init__(self, run: Run, engine: Engine, split: Split, folder: SplitFolder) -> None:
+        self.run, self.engine, self.folder = run, engine, folder
+        self.digest = split.digest()  # of the run's own split: stages may show less of it
+        self.config = run.config  # the stage's, once it has begun
+        self.stage: int | None = None
+        self.train, self.validation = self._loaders(split)
+
+    @property
+    def samples_per_step(self) -> int:
+        """Of an optimizer step, over all processes."""
+        return self.train.global_batch * self.engine.accumulation_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return steps_per_epoch(len(self.train), self.engine.accumulation_steps)
+
+    def enter_stage(self) -> None:
+        """When the epoch belongs to another stage than the data: that stage's data and learning rate."""
+        run, stages = self.run, self.engine.stages
+        if not stages or stages.index(run.epoch) == self.stage:
+            return
+        self.stage = run.stage = stages.index(run.epoch)
+        run.stage_settings = settings = run.config.stages[self.stage]
+        self.config = stages.config_of(self.stage)
+        self.use_split(stages.split_of(self.stage))
+        if isinstance(self.engine.schedule, ScaledSchedule):
+            self.engine.schedule.set_scale(settings.learning_rate_scale)
+        if run.is_main_process:
+            self.folder.log(f"stage {self.stage}{' ' if settings.name else ''}{settings.name} from epoch {run.epoch}")
+
+    def rebuild(self) -> None:
+        """Ask `build_data` again, when a plugin wants it to (a curriculum, larger patches)."""
+        if self.run.rebuild_requested:
+            self.run.rebuild_requested = False
+            self.use_split(self.engine.stages.rebuild(self.config))
+
+    def use_split(self, split: Split) -> None:
+        """Train on these data from now on."""
+        self.close()
+        self.run.data = split.as_data()
+        self.train, self.validation = self._loaders(split)
+
+    def close(self) -> None:
+        """End the worker processes of the loaders."""
+        for loader in (self.train, self.validation):
+            if loader is not None:
+                loader.close()
+
+    def _loaders(self, split: Split) -> tuple[Loader, Loader | None]:
+        train = make_loader(self.config, split, "train", self.engine)
+        settings = self.run.config.optimization
+        evaluates = settings.evaluation_interval or settings.evaluation_every_n_steps
+        if "validation" not in split.groups or not evaluates:
+            return train, None
+        return train, make_loader(self.config, split, "validation", self.engine)

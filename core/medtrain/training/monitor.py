@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from medtrain.config.sections import RunConfig
 from medtrain.errors import ConfigError, nearest
-from medtrain.protocols.metric import Metric
+from medtrain.protocols.metric import Evaluation, Metric
 
 
 @dataclass
@@ -42,3 +42,10 @@ def _check_names(key: str, names: Sequence[str], modes: dict[str, Any]) -> None:
     for name in names:
         if name and name.removeprefix("validation/") not in modes:
             raise ConfigError(f"{key}: there is no value {name!r}{nearest(name, modes)}; known: {', '.join(modes)}")
+
+
+def value_of(evaluation: Evaluation, name: str) -> float:
+    """A value of the validation group; ConfigError names what there is."""
+    if name not in evaluation.metrics:
+        raise ConfigError(f"the validation group has no value {name!r}; known: {', '.join(evaluation.metrics)}")
+    return evaluation.metrics[name]

@@ -1,4 +1,4 @@
-"""One epoch of training and one evaluation: the path of the data, nothing else.
+"""The steps of an epoch: the path of the data, nothing else.
 
 Nothing in here waits for the device unless it must: sums stay on it until the epoch ends or they are asked for.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -27,35 +27,15 @@ from medtrain.training.optimizers import Optimizers
 from medtrain.training.totals import Totals
 
 CHECK_EVERY = 50  # steps between two looks at whether the loss is finite (each look waits for the device)
-
-
 SAMPLES = "samples"  # the weight of terms that are means over samples, in an accumulation window
 
 
-SIGNALS_EVERY = 10  # steps between two agreements of several processes on whether a signal arrived
+def train_steps(run: Run, engine: Engine, loader: Loader, totals: Totals, first_step: int = 0) -> Iterator[int]:
+    """Take the optimizer steps `first_step`.. of the present epoch; yields after each how many the epoch has done.
 
-
-class StopSignal(Exception):
-    """Raised inside an epoch when a signal asks the run to checkpoint and leave."""
-
-
-def train_epoch(
-    run: Run,
-    engine: Engine,
-    loader: Loader,
-    totals: Totals,
-    first_step: int,
-    after_step: Callable[[int], bool | None],
-    stop: Callable[[], bool],
-) -> None:
-    """Steps `first_step`.. of the present epoch.
-
-    after_step: called with the number of steps the epoch has done (step checkpoints); True ends the epoch here, on
-    every process. stop: whether to leave; processes agree on it. `run.progress["waiting_seconds"]` grows by what was
-    spent waiting for data. Raises StopSignal, DivergedError.
+    `run.progress["waiting_seconds"]` grows by what was spent waiting for data. Raises DivergedError.
     """
     training_mode(engine.model)
-    several = engine.world.size > 1
     items = loader.epoch(run.epoch, first_step * engine.accumulation_steps)
     done, progress, clock = first_step, run.progress, time.perf_counter
     progress.setdefault("waiting_seconds", 0.0)
@@ -68,17 +48,7 @@ def train_epoch(
         take_step(run, engine, window, totals)
         done += 1
         progress["done"] = done
-        for hook in engine.on_step_end:
-            hook(run)
-        if run.step % CHECK_EVERY == 0:
-            check_finite(run, engine.world, totals)
-        if after_step(done):
-            return
-        if several:
-            if run.step % SIGNALS_EVERY == 0 and engine.world.any(stop()):
-                raise StopSignal
-        elif stop():
-            raise StopSignal
+        yield done
 
 
 def take_step(run: Run, engine: Engine, window: list[Item], totals: Totals) -> None:

@@ -32,7 +32,8 @@ _LARGEST = 100_000  # numbers of an array that are written down
 
 # Where an object is recorded by its public name, which stays when files move.
 PUBLIC_HOMES = ("medtrain", "medtrain.data", "medtrain.protocols", "medtrain.testing")
-# Modules and names by the paths that earlier releases recorded, and where they are now.
+# Modules and names by the paths that earlier releases recorded, and where they are now. A plugin whose modules move
+# has such a table too, MOVED in the package above them.
 MOVED = {
     "medtrain.callbacks": "medtrain",
     "medtrain.data.adapt": "medtrain.data",
@@ -44,11 +45,6 @@ MOVED = {
     "medtrain.model": "medtrain.protocols",
     "medtrain.schedules": "medtrain.protocols",
     "medtrain.toy": "medtrain.testing",
-    "medtrain_plugins.brain.combine": "medtrain_plugins.brain.data.combined",
-    "medtrain_plugins.brain.dataset": "medtrain_plugins.brain.data.dataset",
-    "medtrain_plugins.brain.extraction": "medtrain_plugins.brain.data.extraction",
-    "medtrain_plugins.brain.transforms": "medtrain_plugins.brain.data.transforms",
-    "medtrain_plugins.sign.dataset": "medtrain_plugins.sign.data.dataset",
 }
 
 
@@ -206,7 +202,8 @@ def _find(path: str, what: str) -> Any:
 def _present_path(path: str) -> str:
     """Where an object is now whose path an older release recorded."""
     module, separator, name = path.partition(":")
-    return MOVED.get(path, MOVED.get(module, module) + separator + name)
+    moved = MOVED | (_find_quietly(f"{module.rpartition('.')[0]}:MOVED") or {})
+    return str(moved.get(path, moved.get(module, module) + separator + name))
 
 
 def _find_quietly(path: str) -> Any:

@@ -10,8 +10,7 @@ from typing import Any
 import tomli
 
 from medtrain import hookspecs
-from medtrain.config.layers import Layers, read_toml
-from medtrain.config.sections import RunConfig
+from medtrain.config.layers import read_toml
 from medtrain.data.split import Split
 from medtrain.errors import UsageError, first_lines
 from medtrain.plugins import Plugins
@@ -20,17 +19,6 @@ from medtrain.user_objects import recipe
 from medtrain.user_objects.user_objects import UserObjects, described
 
 logger = logging.getLogger(__name__)
-
-
-def read_config(path: Path, plugins: Sequence[Any], assignments: Sequence[str], options: dict[str, Any]) -> RunConfig:
-    """A recorded configuration with `key=value` changes."""
-    text, values = read_toml(path)
-    layers = Layers()
-    layers.add(values, str(path), text)
-    names = [name for name in plugins if isinstance(name, str)]
-    for assignment in assignments:
-        layers.add_assignment(assignment, names)
-    return layers.build(options)
 
 
 def refuse_other_settings(path: Path, asked: str, sections: Sequence[str] | None = None) -> None:

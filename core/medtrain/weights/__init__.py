@@ -9,13 +9,5 @@ from medtrain.weights.reading import plain_state, read_about, read_state
 from medtrain.weights.weights_file import weights_file
 
 __all__ = [
-    "Shell",
-    "State",
-    "Weights",
-    "load_state",
-    "plain_state",
-    "read_about",
-    "read_state",
-    "unpickle",
-    "weights_file",
-]
+    "Shell", "State", "Weights", "load_state", "plain_state", "read_about", "read_state", "unpickle", "weights_file",
+]  # fmt: skip

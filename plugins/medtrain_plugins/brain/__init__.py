@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from medtrain_plugins.brain.data.transforms import BatchAugmentation
     from medtrain_plugins.brain.options import BrainOptions
 
+# Modules that older run directories name, and where they are now.
+MOVED = {
+    "medtrain_plugins.brain.combine": "medtrain_plugins.brain.data.combined",
+    "medtrain_plugins.brain.dataset": "medtrain_plugins.brain.data.dataset",
+    "medtrain_plugins.brain.extraction": "medtrain_plugins.brain.data.extraction",
+    "medtrain_plugins.brain.transforms": "medtrain_plugins.brain.data.transforms",
+}
+
 
 class Brain:
     """Brain images of BIDS and CAPS trees: classification, regression, segmentation, reconstruction, 2-D and 3-D."""
@@ -30,7 +38,7 @@ class Brain:
 
     @hookimpl
     def build_data(self, config: RunConfig) -> Data:
-        """Images of a BIDS or CAPS tree, for the core to split; they complete the options."""
+        """The images of a BIDS or CAPS tree, which the core splits; options that depend on the images are filled in."""
         from medtrain_plugins.brain.build_data import open_cohort
         from medtrain_plugins.brain.tasks import resolve_options
 
@@ -41,7 +49,7 @@ class Brain:
 
     @hookimpl
     def build_model(self, config: RunConfig) -> torch.nn.Module:
-        """The network by name, for the images and classes there are."""
+        """The network by name, for the shape and the classes of the images."""
         from medtrain_plugins.brain.tasks import build_model
 
         return build_model(config.options(self.name))
@@ -57,7 +65,8 @@ class Brain:
     def build_metrics(self, config: RunConfig, data: Data) -> list[Metric]:
         """The metrics of the task, by image.
 
-        The training group is known here, before model and loss: what follows from labels follows from it alone.
+        The training group is known here, before model and loss are built. Options that depend on labels come from it
+        alone.
         """
         from medtrain_plugins.brain.tasks import build_metrics, infer_from_data, resolve_options
 
@@ -69,7 +78,7 @@ class Brain:
 
     @hookimpl
     def build_augmentation(self, config: RunConfig) -> BatchAugmentation | None:
-        """Random MONAI transforms of training images; images and masks move alike."""
+        """Random MONAI transforms of training images; a mask is transformed like its image."""
         options = config.options(self.name)
         if not options.augmentations:
             return None
@@ -86,7 +95,7 @@ class Brain:
 
     @hookimpl
     def report_sections(self, run: Run) -> list[Section]:
-        """Curves, confusions and calibration; scatter; best and worst images."""
+        """Curves, confusion matrix and calibration; scatter plots; best and worst images."""
         from medtrain_plugins.brain.evaluation.plots import brain_sections
 
         return brain_sections(run, run.config.options(self.name))

@@ -1,4 +1,4 @@
-"""The images of a run: those that the configuration names, or the demo's."""
+"""The images of a run: those of the configuration, or the demo's."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ log = logging.getLogger("medtrain")
 
 
 def open_cohort(options: BrainOptions, config: RunConfig) -> Data:
-    """The images of a run as one dataset, for the core to split by participant.
+    """The images of a run as one dataset, which the core splits by participant.
 
     The tree is `data.images`, or `data.table` when that is a folder; a table beside it chooses the sessions. Without
-    either, the demo's tree is made. Augmentations are the plugin's `build_augmentation`, which trains alone.
+    either, the demo's tree is made. The dataset does not augment: `build_augmentation` does, on training batches.
     """
     table, bids = config.data.table, config.data.images
     if bids is None and table is not None and table.is_dir():
@@ -59,12 +59,12 @@ def demo_folder(options: BrainOptions) -> Path:
         raise ConfigError("data.images: no data given; use --images BIDS, or --preset demo")
     from medtrain_plugins.brain import synth
 
-    # Another generator makes other images: its source is part of the name.
+    # A changed generator makes other images, so its source code is part of the name.
     version = hashlib.sha256(Path(synth.__file__).read_bytes()).hexdigest()[:8]
     settings = f"{options.demo_participants}-{options.demo_seed}-{options.demo_size}-{version}"
     folder = cache_dir() / f"brain-demo-{settings}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Splits that are trained at the same time want it at the same time.
+    # Splits that are trained in parallel ask for it at the same time.
     with locked(folder.with_name(f"{folder.name}.lock")):
         if not (folder / synth.SETTINGS).is_file():
             log.info("Making the demo's images of %d participants, kept in %s", options.demo_participants, folder)

@@ -18,7 +18,7 @@ LOSSES = {
 
 
 class ExtractionOptions(SectionModel):
-    """What of a volume is a sample."""
+    """Which parts of a volume are samples."""
 
     kind: Literal["image", "patch", "slice", "roi"] = Field("image", description="whole image, or which part of it")
     size: Triple | None = Field(None, description="patch: voxels along each axis; one number for all")
@@ -61,7 +61,7 @@ class ExtractionOptions(SectionModel):
 
 
 class InferenceOptions(SectionModel):
-    """How a whole image is put through the network outside training."""
+    """Inference on whole images."""
 
     window: list[int] = Field(
         [], description="sliding window, voxels by axis or one number for all; empty: the image at once"
@@ -130,7 +130,7 @@ class BrainOptions(SectionModel):
         True, description="what the network sees has mean 0 and spread 1; false for images in units of their own"
     )
 
-    # What it is trained by and judged with.
+    # Loss and metrics.
     loss: str = Field("", description="empty: cross_entropy, mse, dice_ce, mse by task; others: see the documentation")
     class_weights: list[float] | Literal["balanced"] = Field(
         [], description="of the cross-entropy, by class; balanced: inverse to their frequency in training"
@@ -160,5 +160,5 @@ class BrainOptions(SectionModel):
 
     @property
     def loss_name(self) -> str:
-        """The loss that is meant."""
+        """The name of the loss, or the task's default."""
         return self.loss or LOSSES[self.task][0]

@@ -1,14 +1,14 @@
-"""A synthetic BIDS tree: heads of several sites and sessions, with a trace of the diagnosis in the anatomy, or none.
+"""A synthetic BIDS tree: heads of several sites and sessions, with or without signs of the diagnosis in the anatomy.
 
-Diagnosis, sex, age and site are dealt independently of each other, so nothing but the images tells of the diagnosis:
+Diagnosis, sex, age and site are assigned independently, so only the images depend on the diagnosis:
 
-- `atrophy`: the ventricles are wider, the cortex is thinner and the hippocampi are smaller, ever more so from session
+- `atrophy`: the ventricles are wider, the cortex is thinner and the hippocampi are smaller, increasingly from session
   to session. Ventricles widen a little with age in everyone.
 - `trivial`: one half of the brain is darker.
 - `shepp_logan`: an ellipsoid phantom in which two ellipsoids are smaller.
 
-With the signal `none` the same images are made as for a participant without the disease, whatever the diagnosis.
-Sites differ in voxel size, brightness, shading and noise. A derivative `segmentation` has the tissues of each image.
+With the signal `none` all images are those of participants without the disease. Sites differ in voxel size, brightness,
+shading and noise. A derivative `segmentation` has the tissues of each image.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ PIPELINE = "segmentation"
 TISSUES = {1: "cerebrospinal fluid", 2: "gray matter", 3: "white matter"}
 # Brightness of outside, fluid, gray matter, white matter, scalp.
 _BRIGHTNESS = np.array([0.02, 0.15, 0.55, 0.85, 0.65], dtype=np.float32)
-_MONTHS = 6  # between two sessions
+_MONTHS = 6  # months between two sessions
 _CORTEX = 0.24  # thickness, as part of the brain's radius
 _FIELD = 180.0  # millimetres along each axis
 
 
 @dataclass(frozen=True)
 class Participant:
-    """What is drawn of a participant. width: of the ventricles, cortex: its thickness, both as factors."""
+    """A drawn participant. width: of the ventricles, cortex: its thickness, both as factors."""
 
     name: str
     ill: bool
@@ -58,7 +58,9 @@ class Participant:
     seed: tuple[int, int, int]
 
     def at(self, months: int, signal: Signal) -> tuple[float, float, float]:
-        """Factors of ventricles, cortex and hippocampi at a session; of a healthy one without a signal."""
+        """Factors of ventricles, cortex and hippocampi at a session; those of a healthy participant without a
+        signal.
+        """
         width = self.width * (1 + 0.004 * (self.age + months / 12 - 72))
         if not self.ill or signal == "none":
             return width, self.cortex, self.hippocampus
@@ -72,7 +74,7 @@ class Participant:
 
 @dataclass(frozen=True)
 class Scanner:
-    """What is a site's own. shading: coefficients of a plane of brightness."""
+    """The properties of a site. shading: coefficients of a plane of brightness."""
 
     gain: float
     noise: float
@@ -105,11 +107,11 @@ def synthesize(
     variant: Variant = "atrophy",
     signal: Signal = "diagnosis",
 ) -> dict[str, int]:
-    """Write a BIDS tree to the folder `out`; returns the number of `participants`, of them `ill`, and of `images`.
+    """Writes a BIDS tree to the folder `out`; returns the numbers of `participants`, `ill` ones, and `images`.
 
-    size: voxels along each axis, at least 12. Equal settings give equal files. The tree appears complete or not at all;
-    an earlier synthetic one there is replaced. Raises UsageError for impossible settings, and for a folder that holds
-    something else.
+    size: voxels along each axis, at least 12. Equal settings give equal files. The tree is written completely or not at
+    all; an earlier synthetic one is replaced. Raises UsageError for invalid settings, and for a folder with other
+    content.
     """
     settings = {
         "participants": participants,
@@ -138,10 +140,10 @@ def synthesize(
 
 
 def draw_participants(count: int, sites: int, seed: int) -> list[Participant]:
-    """The participants, half of whom are ill, at every site alike."""
+    """The participants; half of them are ill, equally at every site."""
     people = []
     for number in range(count):
-        # Dealt by number, so that every site has as many of either diagnosis; all else does not know the diagnosis.
+        # Assigned by number, so that every site has equal numbers of both diagnoses; all else is independent of them.
         site, ill = number % sites, (number // sites) % 2 == 1
         generator = np.random.default_rng([seed, 1, number])
         sex = str(generator.choice(["F", "M"]))
@@ -165,12 +167,12 @@ def draw_participants(count: int, sites: int, seed: int) -> list[Participant]:
 
 
 def draw_head(person: Participant, months: int, size: int, variant: Variant, signal: Signal) -> Head:
-    """Brightness (size, size, size) in 0..1 without the scanner's part, and tissues (0 where there is none)."""
+    """Brightness (size, size, size) in 0..1 without the scanner's effects, and tissues (0 for none)."""
     if variant == "shepp_logan":
         return _shepp_logan(person, size, signal)
     ventricles, cortex, hippocampus = person.at(months, signal if variant == "atrophy" else "none")
     x, y, z = _grid(size, person.axes)
-    # Distances from the centre in units of the outer brain surface, which is folded a little.
+    # Distances from the centre in units of the outer brain surface, which is slightly folded.
     radius = np.sqrt((x / 0.68) ** 2 + (y / 0.82) ** 2 + (z / 0.66) ** 2)
     folds = 0.03 * np.sin(11 * x + 3 * person.width) * np.sin(9 * y + 5 * person.cortex) * np.sin(10 * z)
     depth = 1 - radius - folds
@@ -193,7 +195,7 @@ def draw_head(person: Participant, months: int, size: int, variant: Variant, sig
 
 
 def _shepp_logan(person: Participant, size: int, signal: Signal) -> Head:
-    """Nested and scattered ellipsoids; two of them are smaller in the ill."""
+    """Nested and scattered ellipsoids; two of them are smaller in ill participants."""
     small = 0.72 if person.ill and signal == "diagnosis" else 1.0
     # Brightness added, half axes, centre, whether it shrinks.
     ellipsoids = [
@@ -219,7 +221,7 @@ def _shepp_logan(person: Participant, size: int, signal: Signal) -> Head:
 
 
 def _grid(size: int, axes: tuple[float, float, float]) -> list[Array]:
-    """Places along right, front and up (size, size, size): half the field is 1, in a head of these proportions."""
+    """Positions along right, front and up (size, size, size): half the field is 1, in a head of these proportions."""
     line = ((np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1).astype(np.float32)
     return list(np.meshgrid(*(line / np.float32(axis) for axis in axes), indexing="ij"))
 
@@ -250,7 +252,7 @@ def _write_nifti(path: Path, array: npt.NDArray[Any], affine: npt.NDArray[np.flo
     image = nibabel.Nifti1Image(array, affine)
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
-    # Without the time and the name that nibabel would write: equal settings give equal files.
+    # Without the time and name that nibabel would write, so that equal settings give equal files.
     path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
 
 

@@ -1,4 +1,4 @@
-"""What each task makes of the options: network, loss and metrics; and what the data complete of them."""
+"""The network, loss and metrics of each task, and the options that are filled in from the data."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 def resolve_options(options: BrainOptions, dataset: Any) -> None:
-    """Complete what all groups share, the shape of images and the names of classes, from any dataset of them.
+    """Fills in the options that all groups share, the shape of images and the names of classes, from any group.
 
-    Raises ConfigError for images of another shape than the options say, DataError for labels the task cannot use.
+    Raises ConfigError for images of another shape than in the options, DataError for labels the task cannot use.
     """
     shape = list(dataset[0]["image"].shape)
     if not options.input_shape:
@@ -37,7 +37,7 @@ def resolve_options(options: BrainOptions, dataset: Any) -> None:
     if options.task == "classification":
         labels = _classes(options, dataset)
         if not options.classes:
-            named = _told(dataset, "class_names") or [str(number) for number in range(labels.max() + 1)]
+            named = _attribute_of_all(dataset, "class_names") or [str(number) for number in range(labels.max() + 1)]
             options.classes = [str(name) for name in named]
         count = len(options.classes)
         if count < 2:
@@ -50,9 +50,10 @@ def resolve_options(options: BrainOptions, dataset: Any) -> None:
 
 
 def infer_from_data(options: BrainOptions, train: Any) -> None:
-    """Complete what follows from labels, "balanced" `class_weights` and `label_scale`, from the training group.
+    """Fills in the options that depend on labels, "balanced" `class_weights` and `label_scale`, from the training
+    group.
 
-    What is complete stays. Raises DataError for classes without an image, and labels that are no numbers.
+    Options that are set stay. Raises DataError for classes without an image, and for labels that are not numbers.
     """
     if options.task == "classification" and options.class_weights == "balanced":
         labels, count = _classes(options, train), len(options.classes)
@@ -78,7 +79,7 @@ def _classes(options: BrainOptions, dataset: Any) -> npt.NDArray[np.int64]:
 
 
 def _labels(dataset: Any) -> Any:
-    """The label of each sample, without reading images where the dataset, or the one it is a part of, tells them."""
+    """The label of each sample, without reading images if the dataset (or the one it is a subset of) has the labels."""
     if (labels := getattr(dataset, "labels", None)) is not None:
         return labels
     if (labels := getattr(getattr(dataset, "dataset", None), "labels", None)) is not None:
@@ -86,8 +87,8 @@ def _labels(dataset: Any) -> Any:
     return [float(dataset[number]["label"]) for number in range(len(dataset))]
 
 
-def _told(dataset: Any, name: str) -> Any:
-    """What a dataset, or the one it is a part of, tells of all its samples."""
+def _attribute_of_all(dataset: Any, name: str) -> Any:
+    """An attribute about all samples, of a dataset or of the one it is a subset of."""
     while dataset is not None:
         if (found := getattr(dataset, name, None)) is not None:
             return found
@@ -96,7 +97,7 @@ def _told(dataset: Any, name: str) -> Any:
 
 
 def network_shape(options: BrainOptions) -> list[int]:
-    """What the network sees at a time: the image, a window of it, or a slice."""
+    """The shape of the network's input: the image, a window of it, or a slice."""
     channels, *size = options.input_shape
     inference = options.inference
     if inference.window:
@@ -107,7 +108,7 @@ def network_shape(options: BrainOptions) -> list[int]:
 
 
 def build_model(options: BrainOptions) -> VolumeModel:
-    """The model, freshly initialised. Raises ConfigError when neither data nor options say how large images are."""
+    """The model, freshly initialised. Raises ConfigError if neither data nor options have the shape of images."""
     if not options.input_shape:
         raise ConfigError(
             "plugins.brain.input_shape: without data the shape of images is needed, such as [1, 96, 96, 96]"
@@ -147,7 +148,7 @@ def build_loss(options: BrainOptions) -> nn.Module:
 
 
 def build_metrics(options: BrainOptions) -> list[Metric]:
-    """The metrics of the task; the first value of the first one picks the best model."""
+    """The metrics of the task; the first value of the first metric selects the best model."""
     if options.task == "classification":
         return [ClassificationMetrics(options.classes, options.threshold)]
     if options.task == "regression":

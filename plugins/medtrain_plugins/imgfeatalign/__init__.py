@@ -45,7 +45,7 @@ class ImgFeatAlignPlugin(RiskModelPlugin):
 
     @hookimpl
     def build_model(self, config: RunConfig) -> ImgFeatAlign:
-        """ImgFeatAlign with its pretrained parts, or without when weights follow from elsewhere."""
+        """ImgFeatAlign with its pretrained parts, unless its weights are loaded later."""
         from medtrain_plugins.imgfeatalign.model import ImgFeatAlign
 
         options: ImgFeatAlignOptions = config.options(self.name)

@@ -1,9 +1,9 @@
 """ImgFeatAlign: breast-cancer risk from one view of the current and the prior exam, aligned in feature space.
 
-Reads as the paper does: features of both images, the prior's moved by the deformation field between the images,
-their difference with the time between them, self-attention over what they say together, hazards.
-Source: "Reconsidering explicit longitudinal mammography alignment for enhanced breast cancer risk prediction", 2025.
-Module names are those of trained checkpoints.
+The steps are those of the paper: features of both images; the prior's features are moved by the deformation field
+between the images; their difference, with the time between the exams; self-attention over all of them; hazards. Source:
+"Reconsidering explicit longitudinal mammography alignment for enhanced breast cancer risk prediction", 2025. Module
+names are those of trained checkpoints.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class RiskModel(nn.Module):
     def forward(
         self, f_cur: Tensor, f_pri: Tensor, f_aligned: Tensor, f_diff: Tensor, time_gap: Tensor
     ) -> dict[str, Tensor]:
-        tokens = f_diff.flatten(2).permute(2, 0, 1)  # (h * w, B, dim), as the encoding wants them
+        tokens = f_diff.flatten(2).permute(2, 0, 1)  # (h * w, B, dim), for the encoding
         diff = self.positional_encoding(tokens, time_gap).mean(dim=0)
         cur, pri, aligned = (f.mean(dim=(2, 3)) for f in (f_cur, f_pri, f_aligned))
         fused = self.attention_layer(torch.stack([aligned, diff, cur])).mean(dim=0)
@@ -85,15 +85,13 @@ class ImgFeatAlign(BaseRiskModel):
     difference before the time is added to it.
 
     registration: the network that aligns the prior exam; it is frozen, its weights come from a file
-        (`load_registration`). "none" leaves the prior where it is: zero deformation, no such network.
-    compat: "reference" moves features along the wrong axis as published checkpoints were trained and scored;
-        "fixed" does not.
-    finetune_encoder: True trains the image encoder too (14,600,786 trainable parameters).
-    input_norm: "mirai" standardises the encoder's input as the pretrained Mirai weights expect; "none" leaves
-        [0, 1]. The registration network always sees [0, 1].
+    (`load_registration`). "none" does not align the prior: zero deformation, no such network. compat: "reference" moves
+    features along the wrong axis as published checkpoints were trained and scored; "fixed" does not. finetune_encoder:
+    True trains the image encoder too (14,600,786 trainable parameters). input_norm: "mirai" standardises the encoder's
+    input as the pretrained Mirai weights expect; "none" leaves [0, 1]. The registration network always gets [0, 1].
 
-    The encoder runs once over both exams. That changes nothing in eval mode and with a frozen encoder; a trained one
-    shares the statistics of its batch norms over both exams, so that a difference is never one of normalisation.
+    The encoder runs once over both exams. In eval mode and with a frozen encoder, this makes no difference. A trained
+    encoder shares the statistics of its batch norms over both exams, so that differences never come from normalisation.
 
     Raises DataError for images of the wrong shape.
     """
@@ -126,7 +124,8 @@ class ImgFeatAlign(BaseRiskModel):
     def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
         check_images(batch, IMAGES, "ImgFeatAlign")
         current, previous = batch["current_image"], batch["previous_image"]
-        # First, so that the registration's full-size maps are gone before the encoder's stay for the backward pass.
+        # First, so that the registration's full-size maps are freed before the encoder's are kept for the backward
+        # pass.
         flow = self.deformation_field(current, previous)
         f_cur, f_pri = self.features(torch.cat([current, previous])).chunk(2)
         f_aligned = self.align(f_pri, flow)
@@ -141,14 +140,14 @@ class ImgFeatAlign(BaseRiskModel):
         }
 
     def deformation_field(self, current: Tensor, previous: Tensor) -> Tensor:
-        """Where in the prior image the tissue of each pixel of the current one is found, (B, 2, H, W), no graph."""
+        """The flow from each pixel of the current image to the same tissue in the prior, (B, 2, H, W), no graph."""
         if self.registration == "none":
-            # One zero seen from everywhere: the field is as large as both images and nobody may look at it.
+            # An expanded zero: the field is as large as both images, and is often not used.
             return current.new_zeros(1).expand(len(current), 2, *current.shape[-2:])
         return self.flow(current, previous)
 
     def align(self, f_pri: Tensor, flow: Tensor) -> Tensor:
-        """Features of the prior exam, moved to where the current exam shows the same tissue."""
+        """Features of the prior exam, moved to the same tissue in the current exam."""
         if self.registration == "none":
             return f_pri
         size = (f_pri.shape[-2], f_pri.shape[-1])

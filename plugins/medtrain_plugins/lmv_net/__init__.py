@@ -42,7 +42,7 @@ class LMVNetPlugin(RiskModelPlugin):
 
     @hookimpl
     def build_model(self, config: RunConfig) -> LMVNet:
-        """LMV-Net with its pretrained parts, or without when weights follow from elsewhere."""
+        """LMV-Net with its pretrained parts, unless its weights are loaded later."""
         from medtrain_plugins.lmv_net.model import LMVNet
 
         options = config.options(self.name)

@@ -1,8 +1,8 @@
 """LMV-Net: breast-cancer risk from two views (CC, MLO) of the current and the prior exam.
 
-Reads as the paper does: features of the four images, the prior aligned to the current exam by a registration
-network, their difference with the time between them, self- and cross-attention of the two views, hazards.
-Module names are those of trained checkpoints.
+The steps are those of the paper: features of the four images; the prior is aligned to the current exam by a
+registration network; their difference, with the time between the exams; self- and cross-attention of the two views;
+hazards. Module names are those of trained checkpoints.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class FeedForward(nn.Module):
 
 
 class DualStreamBlock(nn.Module):
-    """Each view attends to itself and to the other one; attention is shared by the views, the rest is not.
+    """Each view attends to itself and to the other one; the views share the attention layers only.
 
-    Maps (B, dim, h, w) of CC and MLO in, the same out. The other view is always the one that came in.
+    Maps (B, dim, h, w) of CC and MLO in, the same out. The other view is always the block's input.
     """
 
     def __init__(self, dim: int, num_heads: int, dropout: float, drop_path: float, ffn_ratio: int) -> None:
@@ -66,8 +66,8 @@ class DualStreamBlock(nn.Module):
 
     def forward(self, f_cc: Tensor, f_mlo: Tensor) -> tuple[Tensor, Tensor]:
         cc, mlo = f_cc.flatten(2).transpose(1, 2), f_mlo.flatten(2).transpose(1, 2)
-        # Both views in one call of the shared attention. No weights are asked for: at full size they would be
-        # 3328 x 3328 per head, and fused attention never forms them.
+        # Both views in one call of the shared attention. Without attention weights: at full size they are 3328 x 3328
+        # per head, and fused attention never forms them.
         views, others = torch.cat([cc, mlo]), torch.cat([mlo, cc])
         attention = self.mha_self(views, views, views, need_weights=False)[0]
         attention = attention + self.mha_cross(views, others, others, need_weights=False)[0]
@@ -79,7 +79,7 @@ class DualStreamBlock(nn.Module):
 
 
 class LongitudinalFeatProcessor(nn.Module):
-    """Holds what turns a pair of exams into features, with the key names of checkpoints; `LMVNet` runs it."""
+    """The modules that compute features of a pair of exams, with the key names of checkpoints; `LMVNet` runs them."""
 
     def __init__(self, registration: bool) -> None:
         super().__init__()
@@ -98,18 +98,15 @@ class LMVNet(BaseRiskModel):
     cumulative logits `risk_multi`, `risk_cc`, `risk_mlo`, each (B, 5).
 
     registration: the network that aligns the prior exam; it is frozen, its weights come from a file
-        (`load_registration`). "none" leaves the prior where it is and has no such network.
-    compat: "reference" moves features along the wrong axis as published checkpoints were trained and scored;
-        "fixed" does not.
-    align_prior: put the aligned prior into the features, as the paper says, instead of the unaligned one, as
-        trained checkpoints expect.
-    finetune_encoder: False freezes the image encoder.
-    input_norm: "mirai" standardises the encoder's input as the pretrained Mirai weights expect; "none" leaves
-        [0, 1]. The registration network always sees [0, 1].
+    (`load_registration`). "none" does not align the prior, and has no such network. compat: "reference" moves features
+    along the wrong axis as published checkpoints were trained and scored; "fixed" does not. align_prior: use the
+    aligned prior in the features, as in the paper, instead of the unaligned one, as trained checkpoints expect.
+    finetune_encoder: False freezes the image encoder. input_norm: "mirai" standardises the encoder's input as the
+    pretrained Mirai weights expect; "none" leaves [0, 1]. The registration network always gets [0, 1].
 
-    The encoder runs once over all images of a batch. In eval mode that is the same as image set by image set;
-    in train mode batch norm shares its statistics over both exams and views (4B images, updated once a step)
-    instead of taking each set's own, so that a difference between exams is never one of normalisation.
+    The encoder runs once over all images of a batch. In eval mode, this is the same as running each set of images. In
+    train mode, batch norm shares its statistics over both exams and views (4B images, updated once per step), so that
+    differences between exams never come from normalisation.
 
     Raises DataError for images of the wrong shape, ConfigError for a feature_dim that does not fit the encoder.
     """
@@ -173,18 +170,21 @@ class LMVNet(BaseRiskModel):
 
     def longitudinal_features(self, current: Tensor, previous: Tensor, time_gap: Tensor) -> Tensor:
         """Images (N, 1, H, W) of both exams and years between them (N,) -> features (N, 1536, H/32, W/32)."""
-        # First, so that the registration's full-size maps are gone before the encoder's stay for the backward pass.
+        # First, so that the registration's full-size maps are freed before the encoder's are kept for the backward
+        # pass.
         displacement = self.displacement(current, previous)
         f_cur, f_pri = self.features(torch.cat([current, previous])).chunk(2)
         f_aligned = f_pri if displacement is None else warp(f_pri, displacement)
         difference = (f_cur - f_aligned).abs()
-        tokens = difference.flatten(2).permute(2, 0, 1)  # (h * w, N, 512), as the encoding wants them
+        tokens = difference.flatten(2).permute(2, 0, 1)  # (h * w, N, 512), for the encoding
         tokens = self.longitudinal_feat_processor.positional_encoding(tokens, time_gap)
         f_diff = tokens.permute(1, 2, 0).view(f_cur.shape)
         return torch.cat([f_cur, f_aligned if self.align_prior else f_pri, f_diff], dim=1)
 
     def displacement(self, current: Tensor, previous: Tensor) -> Tensor | None:
-        """Where in the prior's features the tissue of each of the current ones is found, (N, 2, h, w); None: there."""
+        """The displacement from current features to the same tissue in the prior's, (N, 2, h, w); None: no
+        displacement.
+        """
         if self.registration == "none":
             return None
         size = (current.shape[-2] // STRIDE, current.shape[-1] // STRIDE)

@@ -28,7 +28,7 @@ class MammoRegNetPlugin:
 
     @hookimpl
     def plugin_options(self) -> type[MammoRegNetOptions]:
-        """The cohort, its images, and what the network sees."""
+        """The cohort, its images, and the network's input."""
         from medtrain_plugins.mammo_reg_net.options import MammoRegNetOptions
 
         return MammoRegNetOptions
@@ -43,7 +43,7 @@ class MammoRegNetPlugin:
 
     @hookimpl
     def build_model(self, config: RunConfig) -> PairRegistration:
-        """MammoRegNet, freshly initialised; its weights are what the risk models take as `registration`."""
+        """MammoRegNet, freshly initialised; the risk models use its weights as `registration`."""
         from medtrain_plugins.mammo_reg_net.model import PairRegistration
         from medtrain_plugins.mammography.model.registration import MammoRegNet
 
@@ -59,7 +59,7 @@ class MammoRegNetPlugin:
 
     @hookimpl
     def build_optimizer(self, config: RunConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """Adam, its weight decay part of the gradient, as published."""
+        """Adam with the weight decay in the gradient, as published."""
         import torch
         from medtrain import parameter_groups
 
@@ -75,7 +75,7 @@ class MammoRegNetPlugin:
 
     @hookimpl
     def build_augmentation(self, config: RunConfig) -> ExamAugmentation | None:
-        """None, unless asked for: then one draw per pair, shared by both images."""
+        """None by default; else one draw per pair, shared by both images."""
         if not config.options(self.name).augmentation:
             return None
         from medtrain_plugins.mammo_reg_net.model import FIXED, MOVING
@@ -99,7 +99,7 @@ class MammoRegNetPlugin:
 
     @hookimpl
     def report_sections(self, run: Run) -> list[Section]:
-        """The gain in correlation, and pictures of registered pairs."""
+        """The gain in correlation, and figures of registered pairs."""
         from medtrain_plugins.mammo_reg_net.report import registration_sections
 
         return registration_sections(run, run.config.options(self.name))

@@ -1,4 +1,4 @@
-"""The training loss of MammoRegNet: both steps must make the images alike, and the flow must stay smooth."""
+"""The training loss of MammoRegNet: similarity of the images after both steps, and smoothness of the flow."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from medtrain_plugins.mammography.model.registration_losses import (
     smoothness,
 )
 
-# The published code adds the folding of its batch of 20 pairs to a mean over them; a mean of both has the same balance.
+# The published code adds the summed folding of its 20 pairs to a mean over them; means of both have the same balance.
 PUBLISHED_BATCH = 20
 
 
 class RegistrationLoss:
     """(1 - NCC of the affine step) + (1 - NCC of the whole) + `weight` times the regularisation of the flow.
 
-    Terms of `medtrain.losses`, each a scalar that is a mean over pairs, so that they are the same however pairs are
-    batched and on any number of processes: NCC is that of each pair, folding costs 2e-4 per unit of area and pair.
+    Terms of `medtrain.losses`, each a scalar mean over pairs, so they do not depend on the batches or the number of
+    processes: NCC is computed per pair, folding costs 2e-4 per unit of area and pair.
 
-    compat: "reference" computes what the published code does: one NCC over all pixels of the batch, folding summed over
-    the batch at 1e-5 and measured along exchanged axes. It depends on the batch size and on the number of processes.
+    compat: "reference" computes the loss of the published code: one NCC over all pixels of the batch, folding summed
+    over the batch at 1e-5 and measured along exchanged axes. It depends on the batch size and on the number of
+    processes.
 
     Source: see `medtrain_plugins.mammography.registration_losses`.
     """

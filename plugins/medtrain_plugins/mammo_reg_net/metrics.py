@@ -1,4 +1,4 @@
-"""How good a registration is, pair by pair."""
+"""Metrics of a registration, pair by pair."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ncc_before(outputs: dict[str, Tensor], batch: dict[str, Any]) -> Tensor:
 
 
 def negative_jacobian(outputs: dict[str, Tensor], batch: dict[str, Any]) -> Tensor:
-    """Percentage of places where the flow folds the image, (B,)."""
+    """Percentage of positions where the flow folds the image, (B,)."""
     return 100 * folded_share(outputs["flow"])
 
 
@@ -39,7 +39,7 @@ def displacement(outputs: dict[str, Tensor], batch: dict[str, Any]) -> Tensor:
 
 
 class PairMean:
-    """The mean over pairs of what `measure` says of each; a `medtrain.metrics.Metric`."""
+    """The mean of `measure` over pairs; a `medtrain.Metric`."""
 
     def __init__(self, measure: Measure, mode: Literal["max", "min"]) -> None:
         self.names, self.measure, self.mode = [measure.__name__], measure, mode
@@ -54,5 +54,5 @@ class PairMean:
 
 
 def registration_metrics() -> list[PairMean]:
-    """`ncc`, `ncc_before` (the larger the better) and `negative_jacobian` (the smaller the better)."""
+    """`ncc`, `ncc_before` (larger is better) and `negative_jacobian` (smaller is better)."""
     return [PairMean(ncc, "max"), PairMean(ncc_before, "max"), PairMean(negative_jacobian, "min")]

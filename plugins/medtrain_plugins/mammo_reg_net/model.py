@@ -14,15 +14,15 @@ RAW = 65535  # the brightest 16-bit pixel
 
 
 class PairRegistration(TensorModel):
-    """`model(batch) -> dict` around a MammoRegNet, whose state dict alone goes into checkpoints.
+    """`model(batch) -> dict` around a MammoRegNet; checkpoints contain only the MammoRegNet's state dict.
 
     forward(batch) registers `previous_image` to `current_image`, both (B, 1, H, W) float32 in [0, 1], H and W multiples
     of 16. It returns `warped` and `affined` (B, 1, H, W), the previous image after both steps and after the affine step
-    alone; `flow` (B, 2, H, W) in pixels, **channel 0 = dy (rows)**: from each pixel of the current image to where the
-    previous one shows the same tissue; `affine_para` (B, 6).
+    alone; `flow` (B, 2, H, W) in pixels, **channel 0 = dy (rows)**: from each pixel of the current image to the same
+    tissue in the previous one; `affine_para` (B, 6).
 
-    pixel_scale: "raw" shows the network 16-bit values, 0 to 65535, as the published training code does; "unit" shows
-    it [0, 1], as the risk models do.
+    pixel_scale: "raw" gives the network 16-bit values, 0 to 65535, as the published training code does; "unit" gives it
+    [0, 1], as the risk models do.
     """
 
     def __init__(self, network: nn.Module, pixel_scale: PixelScale = "unit") -> None:

@@ -1,4 +1,4 @@
-"""Pictures of registrations: overlays before and after, displacement fields, and the gain over all pairs."""
+"""Figures of registrations: overlays before and after, displacement fields, and the gain over all pairs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from medtrain.protocols import Rows
 Array = npt.NDArray[Any]
 
 COLUMNS = ("current", "previous", "before", "after", "checkerboard", "displacement (pixels)")
-SQUARES = 8  # of the checkerboard, from top to bottom
-ARROWS = 14  # of the displacement field, from top to bottom
+SQUARES = 8  # squares of the checkerboard, from top to bottom
+ARROWS = 14  # arrows of the displacement field, from top to bottom
 
 
 def overlay_figure(pairs: list[dict[str, Any]]) -> Figure:
@@ -52,14 +52,14 @@ def red_cyan(fixed: Array, moved: Array) -> Array:
 
 
 def checkerboard(fixed: Array, moved: Array) -> Array:
-    """Squares of both images by turns, (H, W): edges run on across squares where they agree."""
+    """Alternating squares of both images, (H, W): edges continue across squares where the images agree."""
     side = max(1, fixed.shape[0] // SQUARES)
     rows, columns = np.indices(fixed.shape) // side
     return np.where((rows + columns) % 2 == 0, fixed, moved)
 
 
 def gain_figure(rows: Rows) -> Figure:
-    """Correlation of every pair before against after registration."""
+    """Correlation of every pair, before and after registration."""
     figure = Figure(figsize=(4.6, 4.6), layout="constrained")
     axes = figure.subplots()
     before, after = rows["ncc_before"], rows["ncc"]
@@ -75,7 +75,7 @@ def gain_figure(rows: Rows) -> Figure:
 
 
 def _draw_flow(figure: Figure, axes: Any, flow: Array) -> None:
-    """Length in colour; arrows from a place of the current image towards where the previous one shows it."""
+    """Draws the length in colour, and arrows from the current image to the same tissue in the previous one."""
     length = np.hypot(flow[0], flow[1])
     figure.colorbar(axes.imshow(length, cmap="viridis", vmin=0), ax=axes, shrink=0.7)
     step = max(1, flow.shape[1] // ARROWS)

@@ -1,4 +1,4 @@
-"""Applying a trained registration: the table of `medtrain predict`, and the pictures of the report."""
+"""Applying a trained registration: the table of `medtrain predict`, and the figures of the report."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def predict_pairs(run: Run, source: Any, options: MammoRegNetOptions) -> pd.Data
 
 
 def registration_sections(run: Run, options: MammoRegNetOptions) -> list[Section]:
-    """The gain over all pairs, and pictures of some between the worst and the best; nothing without samples."""
+    """The gain over all pairs, and figures of some pairs from the worst to the best; none without samples."""
     rows = run.evaluation.rows if run.evaluation else {}
     if not len(rows.get("ncc", ())) or not np.isfinite(rows["ncc"]).all():
         return []
@@ -76,7 +76,7 @@ def registration_sections(run: Run, options: MammoRegNetOptions) -> list[Section
 
 
 def _pictures(run: Run, options: MammoRegNetOptions, titles: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """The named samples of the run's data, registered, as `overlay_figure` takes them."""
+    """The named samples of the run's data, registered, for `overlay_figure`."""
     samples: dict[str, Any] = {}
     datasets = [*run.data.groups().values(), run.data.whole] if run.data else []
     for dataset in filter(None, datasets):

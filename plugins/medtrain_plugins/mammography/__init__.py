@@ -1,1 +1,1 @@
-"""The family room of the breast-cancer risk models: what more than one of them needs."""
+"""The family room of the breast-cancer risk models: the cohorts, networks, weights and evaluation they share."""

@@ -1,4 +1,4 @@
-"""From a configuration to the groups of a risk model's run; the demo cohort when there are no data."""
+"""From a configuration to the groups of a risk model's run; the demo cohort if there are no data."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ log = logging.getLogger("medtrain")
 
 
 def build_data(config: RunConfig, options: CohortOptions, samples: Samples) -> Data:
-    """The cohort's groups as datasets; one dataset for the core to split by woman when the cohort has no groups.
+    """The cohort's groups as datasets; without groups one dataset, which the core splits by woman.
 
     samples: how the model makes samples of a cohort. `about` gets the cohort's counts and the outcomes of the training
-    group by year, which weight the C-index even where the training images are not at hand.
+    group by year. They weight the C-index, also when the training images are not available.
     """
     table = config.data.table or demo_table(options)
     cohort = read_cohort(table, config.data.images, options.layout, options.columns, options.on_bad_rows)
@@ -52,7 +52,7 @@ def demo_table(options: CohortOptions) -> Path:
         raise ConfigError("data.table: no data given; use --data TABLE (and --images DIR), or --preset demo")
     from medtrain_plugins.mammography.synthetic import phantom, synth
 
-    # Another generator makes another cohort: its source is part of the name.
+    # A changed generator makes another cohort, so its source code is part of the name.
     source = b"".join(Path(str(module.__file__)).read_bytes() for module in (phantom, synth))
     version = hashlib.sha256(source).hexdigest()[:8]
     size = options.image_size or (96, 64)
@@ -67,7 +67,7 @@ def demo_table(options: CohortOptions) -> Path:
 
 
 def outcomes(data: Data) -> dict[str, Any]:
-    """Event times and whether they were observed, of the training group: what the metrics keep of it."""
+    """Event times of the training group, and whether they were observed, for the metrics."""
     train: Any = data.train
     indices = getattr(train, "indices", range(len(train)))
     labels = getattr(train, "dataset", train).outcomes

@@ -10,7 +10,7 @@ STRIDE = 32  # of the encoders; importing it from `backbone` would import torch
 
 
 class CohortOptions(BaseModel):
-    """Where samples come from and how images are prepared."""
+    """The cohort, and how its images are prepared."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -42,7 +42,7 @@ class CohortOptions(BaseModel):
 
 
 class RiskOptions(CohortOptions):
-    """What all risk models take: their encoder's weights, the published defects on demand, and their metrics."""
+    """Options of all risk models: the encoder's weights, optional published defects, and metrics."""
 
     encoder_weights: str = Field(
         "", description="Mirai snapshot, state dict or safetensors; 'none' trains the encoder from scratch"
@@ -57,19 +57,19 @@ class RiskOptions(CohortOptions):
 
     @property
     def starts_from_mirai(self) -> bool:
-        """Whether the encoder is initialised from Mirai weights, which want Mirai's input convention."""
+        """Whether the encoder is initialised from Mirai weights, which need Mirai's input convention."""
         return self.encoder_weights not in ("", "none")
 
     @property
     def image_orientation(self) -> Literal["as_is", "mirai"]:
-        """The orientation, `auto` resolved by where the encoder's weights come from."""
+        """The orientation; `auto` is resolved by the origin of the encoder's weights."""
         if self.orientation != "auto":
             return self.orientation
         return "mirai" if self.starts_from_mirai else "as_is"
 
     @property
     def encoder_norm(self) -> Literal["none", "mirai"]:
-        """What the encoder's input is normalised by, `auto` resolved."""
+        """The normalisation of the encoder's input, with `auto` resolved."""
         if self.input_norm != "auto":
             return self.input_norm
         return "mirai" if self.starts_from_mirai else "none"

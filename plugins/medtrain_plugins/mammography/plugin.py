@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class RiskModelPlugin(ABC):
-    """One risk model as a plugin: it says what its samples and its network are, the rest is the family's.
+    """One risk model as a plugin: a subclass has its samples and its network, the rest is shared by the family.
 
     name: of the plugin, also of its options. flip_p: probability of mirroring a training sample.
     """
@@ -35,11 +35,11 @@ class RiskModelPlugin(ABC):
 
     @abstractmethod
     def model_class(self) -> type[BaseRiskModel]:
-        """The network's class, imported when asked for."""
+        """The network's class, imported on call."""
 
     @abstractmethod
     def samples(self, options: Any) -> Samples:
-        """How it makes samples of a cohort."""
+        """The samples it makes from a cohort."""
 
     @hookimpl
     def build_data(self, config: RunConfig) -> Data:
@@ -98,7 +98,7 @@ class RiskModelPlugin(ABC):
         return risk_sections(run.evaluation) if run.evaluation else []
 
     def with_pretrained(self, model: Model, config: RunConfig) -> Model:
-        """The model with the pretrained parts its options name, unless weights follow from elsewhere."""
+        """The model with the pretrained parts of its options, unless its weights are loaded later."""
         options = config.options(self.name)
         if config.fresh:
             return model
@@ -118,7 +118,7 @@ class RiskModelPlugin(ABC):
         return load_backbone(path)
 
     def _part(self, options: RiskOptions, key: str) -> Path | None:
-        """The file of a pretrained part; None when the option is 'none', or there is no such part."""
+        """The file of a pretrained part; None if the option is 'none', or if the model has no such part."""
         from medtrain.weights import weights_file
 
         where = getattr(options, key, "none")

@@ -46,7 +46,7 @@ class Mirai(RiskModelPlugin):
 
     @hookimpl
     def build_model(self, config: RunConfig) -> MiraiModel:
-        """Mirai with its pretrained parts, or without when weights follow from elsewhere; calibrated on demand."""
+        """Mirai with its pretrained parts, unless its weights are loaded later; calibrated on request."""
         from medtrain_plugins.mirai.calibration import Calibration
         from medtrain_plugins.mirai.model import MiraiModel
 

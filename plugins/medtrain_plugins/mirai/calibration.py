@@ -1,8 +1,8 @@
-"""Platt calibration of yearly risks: fitted on women the model was not trained on, kept as a JSON file.
+"""Platt calibration of yearly risks: fitted on women outside the training group, stored as a JSON file.
 
-For each year the calibrated risk is sigmoid(slope * p + intercept) of the model's risk p, as the calibrators of the
-published Mirai have it. Each year is on its own: the order of women in a year never changes (so neither do AUC and
-C-index), but the risks of one woman may fall from a year to the next.
+For each year the calibrated risk is sigmoid(slope * p + intercept) of the model's risk p, as in the published Mirai.
+Each year is calibrated separately: the order of women in a year never changes (nor do AUC and C-index), but the risk of
+one woman may decrease from one year to the next.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Calibration(CalibrationFile):
-    """The coefficients by year, and how many samples and cases they were fitted on."""
+    """The coefficients by year, and the numbers of samples and cases they were fitted on."""
 
     of: ClassVar[str] = "Mirai"
 
@@ -43,12 +43,11 @@ class Calibration(CalibrationFile):
 
 
 def fit(risks: npt.ArrayLike, target: npt.ArrayLike, known: npt.ArrayLike) -> Calibration:
-    """The calibration of risks (N, 5), given what happened.
+    """Fits the calibration of risks (N, 5) to the outcomes.
 
-    target (N, 5): 1 for cancer within that many years. known (N, 5): 1 where that is known (for a case: in every
-    year).
-    Raises DataError naming a year in which all samples have one outcome or one risk, or in which a higher risk does
-    not go with more cancers.
+    target (N, 5): 1 for cancer within that many years. known (N, 5): 1 where the outcome is known (for a case: in every
+    year). Raises DataError naming a year in which all samples have one outcome or one risk, or in which higher risks do
+    not have more cancers.
     """
     risks, target, known = (np.asarray(values, dtype=np.float64) for values in (risks, target, known))
     if not np.isfinite(risks).all():
@@ -91,7 +90,7 @@ def log_loss(risks: npt.ArrayLike, target: npt.ArrayLike, known: npt.ArrayLike) 
 def known_outcomes(event_times: npt.ArrayLike, event_observed: npt.ArrayLike) -> tuple[Array, Array]:
     """Target and known, each (N, 5), of survival times (N,) (0-based year) and whether cancer was observed (N,).
 
-    Unlike the mask a model is trained with, a case stays known after her cancer: she had it within all later years.
+    Unlike in the training mask, a case stays known after her cancer: she had it within all later years.
     """
     from medtrain_plugins.mammography.evaluation.survival import check_times, year_classes
 

@@ -1,4 +1,4 @@
-"""The loss of Mirai with risk factors: that of the risks, and the cross-entropy of the factors that are known."""
+"""The loss of Mirai with risk factors: the loss of the risks, and the cross-entropy of the known factors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RiskAndFactorsLoss:
         return self.risk(outputs, batch) | {"risk_factors": (self.weight * total, self._known(batch))}
 
     def weights(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The second halves of the terms, from the batch alone."""
+        """The weights of the terms, from the batch alone."""
         return self.risk.weights(batch) | {"risk_factors": self._known(batch)}
 
     @staticmethod
@@ -39,9 +39,9 @@ class RiskAndFactorsLoss:
 
 
 def known_factor_entropy(logits: Tensor, values: Tensor, known: Tensor) -> Tensor:
-    """The cross-entropy of risk factors, summed over the known ones: a scalar, 0 with graph when there are none.
+    """The cross-entropy of risk factors, summed over the known ones: a scalar, 0 with a graph if none is known.
 
-    logits, values (B, 100): as in `risk_factors`; known (B, 34). Binary cross-entropy where a factor has one number.
+    logits, values (B, 100): as in `risk_factors`; known (B, 34). Binary cross-entropy for a factor with one number.
     """
     widths = [factor.width for factor in RISK_FACTORS]
     entropies = []

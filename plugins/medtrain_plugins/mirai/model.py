@@ -1,9 +1,9 @@
 """Mirai: breast-cancer risk from the four views of one exam.
 
-Reads as the paper does: every image becomes one vector, a transformer that knows view, side and time of each vector
-compares them, a pool makes one of them, and an additive-hazard head turns that into yearly risks. Optionally the
-pool also predicts the classical risk factors, and the head uses them (those that are known: as given).
-Module names are those of trained checkpoints.
+The steps are those of the paper: every image becomes one vector; a transformer compares the vectors, with their view,
+side and time; a pool combines them into one; an additive-hazard head computes yearly risks. Optionally the pool also
+predicts the classical risk factors, and the head uses them (known ones as given). Module names are those of trained
+checkpoints.
 
 Source: "Toward robust mammography-based models for breast cancer risk", 2021.
 """
@@ -25,9 +25,9 @@ from medtrain_plugins.mirai.risk_factors import RISK_FACTORS, WIDTH
 
 POOLS = Literal["Simple_AttentionPool", "GlobalMaxPool", "GlobalAvgPool"]
 N_YEARS = 5
-N_IMAGES = 4  # of an exam in checkpoints; the model takes any number
+N_IMAGES = 4  # images of an exam in checkpoints; the model accepts any number
 
-# Rows of the embeddings: CC, MLO; right, left; ten time steps. The one after them stands for an empty slot.
+# Rows of the embeddings: CC, MLO; right, left; ten time steps. One more row stands for an empty slot.
 N_VIEWS, N_SIDES, N_TIMES = 2, 2, 10
 EMBED_DIM = 32
 
@@ -69,9 +69,10 @@ class TransformerLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Scales and shifts every image's vector by what view, time and side it is of, then attention layers.
+    """Scales and shifts every image's vector by its view, time and side, followed by attention layers.
 
-    x (B, N, dim); time_seq, view_seq, side_seq (B, N) int64; present (B, N) bool, or None when all are. Output like x.
+    x (B, N, dim); time_seq, view_seq, side_seq (B, N) int64; present (B, N) bool, or None if all are present. Output
+    like x.
     """
 
     def __init__(self, dim: int, num_layers: int, num_heads: int, dropout: float) -> None:
@@ -144,8 +145,8 @@ _POOLS: dict[str, type[nn.Module]] = {
 class RiskFactorPool(nn.Module):
     """Pools the images' vectors, predicts the risk factors from the result, and appends them to it.
 
-    x (B, N, dim) -> pooled with factors (B, dim + 100), logits of the factors (B, 100). given (B, 100) and known
-    (B, 34), as in `risk_factors`, are the factors that are known, or None when none are: they replace predictions.
+    x (B, N, dim) -> pooled with factors (B, dim + 100), logits of the factors (B, 100). given (B, 100) and known (B,
+    34), as in `risk_factors`, are the known factors, or None if none is known: they replace predictions.
     """
 
     entries: Tensor
@@ -155,7 +156,7 @@ class RiskFactorPool(nn.Module):
         self.internal_pool = internal_pool
         for factor in RISK_FACTORS:
             self.add_module(f"{factor.name}_fc", nn.Linear(dim, factor.width))
-        # Which factor each of the 100 numbers belongs to.
+        # The factor of each of the 100 numbers.
         entries = [number for number, factor in enumerate(RISK_FACTORS) for _ in range(factor.width)]
         self.register_buffer("entries", torch.tensor(entries), persistent=False)
 
@@ -211,7 +212,7 @@ class AllImageTransformer(nn.Module):
         self.dropout = nn.Dropout(dropout)
         pooled = hidden_dim + (WIDTH if risk_factors else 0)
         self.prob_of_failure_layer = CumulativeProbabilityLayer(pooled, N_YEARS)
-        # What checkpoints hold and no result depends on.
+        # In checkpoints, without influence on results.
         self.kept_images_vec = nn.Parameter(torch.ones(1, N_IMAGES, 1), requires_grad=False)
         self.fc = nn.Linear(pooled, N_YEARS).requires_grad_(False)
         self.pred_masked_img_fc = nn.Linear(hidden_dim, in_features).requires_grad_(False)
@@ -253,18 +254,15 @@ class MiraiModel(BaseRiskModel):
     forward(batch) reads `images` (B, N, 1, H, W) float32 in [0, 1], H and W multiples of 32; N is 4 in the cohorts
     (L_CC, L_MLO, R_CC, R_MLO), and may be any; `time_seq` (0), `view_seq` (CC 0, MLO 1), `side_seq` (right 0, left 1),
     each (B, N) int64; and, if given, `view_mask` (B, N) bool, False where an exam lacks an image. Such a slot has no
-    influence on any other. Slots with view index 2 and no `view_mask` have none in eval mode, but their pixels enter
-    the statistics of batch norm in training. With risk factors also `risk_factors` (B, 100) and `risk_factors_known`
-    (B, 34), if given.
-    It returns `logit` (B, 5), `transformer_hidden` (B, N, hidden_dim); with risk factors `risk_factor_logits` and
-    `predicted_risk_factors`, both (B, 100); with a calibration `calibrated_risk` (B, 5).
+    influence on any other. Slots with view index 2 and no `view_mask` have none in eval mode; in training, their pixels
+    are part of the statistics of batch norm. With risk factors also `risk_factors` (B, 100) and `risk_factors_known`
+    (B, 34), if given. It returns `logit` (B, 5), `transformer_hidden` (B, N, hidden_dim); with risk factors
+    `risk_factor_logits` and `predicted_risk_factors`, both (B, 100); with a calibration `calibrated_risk` (B, 5).
 
-    hidden_dim, num_layers, num_heads, dropout, pool, mask_prob: of the aggregator.
-    risk_factors: predict the classical risk factors and use them, the known ones as given.
-    compat: "reference" has no mask for empty slots.
-    finetune_encoder: False freezes the image encoder.
-    input_norm: "mirai" standardises images as the pretrained weights expect; "none" leaves [0, 1].
-    calibration: of the yearly risks; it makes `primary_risk` calibrated.
+    hidden_dim, num_layers, num_heads, dropout, pool, mask_prob: of the aggregator. risk_factors: predict the classical
+    risk factors and use them, known ones as given. compat: "reference" has no mask for empty slots. finetune_encoder:
+    False freezes the image encoder. input_norm: "mirai" standardises images as the pretrained weights expect; "none"
+    leaves [0, 1]. calibration: of the yearly risks; it makes `primary_risk` calibrated.
 
     Raises DataError for a batch that does not fit, ConfigError for a hidden_dim that the heads cannot share.
     """
@@ -321,7 +319,7 @@ class MiraiModel(BaseRiskModel):
     def encode(self, images: Tensor, view_mask: Tensor | None = None) -> Tensor:
         """Images (B, N, 1, H, W) -> the largest value of each feature map, (B, N, 512); zeros where view_mask is False.
 
-        Only images that are there run through the encoder, so that empty ones stay out of the statistics of batch norm.
+        Only existing images run through the encoder, so that missing ones are not part of the statistics of batch norm.
         """
         flat = images.flatten(0, 1)
         # Not a pooling layer: the backward pass of the adaptive one has no deterministic version on CUDA.
@@ -341,7 +339,7 @@ class MiraiModel(BaseRiskModel):
 
     @staticmethod
     def primary_risk(outputs: dict[str, Any]) -> Tensor:
-        """Probability of cancer within 1 to 5 years, (B, 5); calibrated if the model is."""
+        """Probability of cancer within 1 to 5 years, (B, 5); calibrated if the model has a calibration."""
         if "calibrated_risk" in outputs:
             calibrated: Tensor = outputs["calibrated_risk"]
             return calibrated

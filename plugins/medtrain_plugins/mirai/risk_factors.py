@@ -1,4 +1,4 @@
-"""The 34 risk factors of Mirai: their names, how many numbers stand for each, and how a table gives them."""
+"""The 34 risk factors of Mirai: their names, their width in the vector, and their columns in a table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RiskFactor(NamedTuple):
 
 _RELATIVES = ("mom", "m_aunt", "p_aunt", "m_grandmother", "p_grantmother", "sister")
 
-# In the order of the vector; names as in the published weights, their spelling included.
+# In the order of the vector; names as in the published weights, with their spelling.
 RISK_FACTORS: tuple[RiskFactor, ...] = (
     RiskFactor("density", 4),
     RiskFactor("binary_family_history", 1),
@@ -51,8 +51,7 @@ RISK_FACTORS: tuple[RiskFactor, ...] = (
 WIDTH = sum(factor.width for factor in RISK_FACTORS)
 OFFSETS = tuple(int(end) for end in np.cumsum([0, *(factor.width for factor in RISK_FACTORS)])[:-1])
 
-# A table names its factors with a prefix: `race` of a cohort has other categories than the factor, and `age` may well
-# be in years.
+# Columns of factors have a prefix: a cohort's `race` has other categories than the factor, and `age` may be in years.
 PREFIX = "factor_"
 COLUMNS = {f"{PREFIX}{factor.name}": factor for factor in RISK_FACTORS}
 
@@ -63,13 +62,13 @@ _EMPTY = ("", "nan", "none", "<na>", "unknown", "-1")
 def encode_risk_factors(table: pd.DataFrame) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Values (N, 100) and which factors are known (N, 34), both float32, of the rows of a table.
 
-    Read are the columns `factor_<name>` there are, other columns are not looked at. A factor of width 1 is 0 or 1 (or
-    no, yes, false, true). A wider one is the number of its category, from 1; the factors' categories (the bins of ages,
-    weight, height and durations, the codes of race) are whoever's who made the weights, so a table gives them binned.
-    Empty cells, `unknown` and -1 are unknown factors: zeros, and 0 in the second array. Without a column
-    `factor_density` the cohort's `density` (1..4, -1 = unknown) is the density.
+    The columns `factor_<name>` are read; other columns are ignored. A factor of width 1 is 0 or 1 (or no, yes, false,
+    true). A wider one is the number of its category, from 1. The categories (bins of ages, weight, height and
+    durations, codes of race) are those of the published weights, so a table must have binned values. Empty cells,
+    `unknown` and -1 are unknown factors: zeros, and 0 in the second array. Without a column `factor_density` the
+    cohort's `density` (1..4, -1 = unknown) is the density.
 
-    Raises DataError naming the first cells that are neither.
+    Raises DataError naming the first cells with other values.
     """
     values = np.zeros((len(table), WIDTH), dtype=np.float32)
     known = np.zeros((len(table), len(RISK_FACTORS)), dtype=np.float32)
@@ -101,7 +100,7 @@ def encode_risk_factors(table: pd.DataFrame) -> tuple[npt.NDArray[np.float32], n
 
 
 def _category(cell: object, factor: RiskFactor) -> int | None:
-    """0-based category (of a binary factor: its value), None when unknown, -1 when not understood."""
+    """The 0-based category (of a binary factor: its value), None if unknown, -1 for an invalid value."""
     text = str(cell).strip().lower().removesuffix(".0")
     if text in _EMPTY:
         return None

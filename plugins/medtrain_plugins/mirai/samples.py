@@ -1,4 +1,4 @@
-"""Mirai's samples: the four views of an exam, optionally exams that lack some, and risk factors."""
+"""Mirai's samples: exams with four views, optionally with fewer, and risk factors."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from medtrain_plugins.mirai.risk_factors import encode_risk_factors
 def exam_samples(compat: Compat, min_views: int, risk_factors: bool) -> Samples:
     """The samples of a configuration.
 
-    compat: "reference" numbers the sides of CSAW-CC the other way round, as published results had it. min_views: how
-    many of the four views an exam must have; with fewer than four, `view_mask` says which there are. risk_factors: give
-    `risk_factors` and `risk_factors_known`.
+    compat: "reference" exchanges the side numbers of CSAW-CC, as in published results. min_views: smallest number of
+    the four views; with fewer than four, `view_mask` marks the existing ones. risk_factors: add `risk_factors` and
+    `risk_factors_known`.
     """
     samples = replace(EXAMS, constants=partial(_constants, compat), extras=partial(_extras, min_views, risk_factors))
     return replace(samples, make=partial(exams_with_views, count=min_views)) if min_views < len(EXAM_VIEWS) else samples

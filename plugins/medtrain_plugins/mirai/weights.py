@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from medtrain_plugins.mirai.model import AllImageTransformer
 
 LANDMARK = "projection_layer.weight"
-# No result depends on these, and official files have them in other shapes (two classes) or under other names.
+# Without influence on results; official files have them in other shapes (two classes) or under other names.
 NOT_READ = ("kept_images_vec", "fc.", "pred_masked_img_fc.", "prob_of_failure_layer.triangular_mask")
 OPTIONS = "hidden_dim, num_layers, num_heads, pool and risk_factors"
 
 
 def load_transformer(path: str | Path, aggregator: AllImageTransformer) -> None:
-    """Puts the weights of a file into the aggregator; what no result depends on stays as built.
+    """Loads the weights of a file into the aggregator; tensors without influence on results stay as built.
 
     path: an official snapshot, or a state dict or safetensors of an aggregator or of a whole Mirai; found by key names.
-    Raises CheckpointError when the file cannot be read or is not safe to read, holds no aggregator or several, or one
+    Raises CheckpointError if the file cannot be read or is not safe to read, if it has no aggregator or several, or one
     that was built with other options.
     """
     from medtrain_plugins.mammography.weights.snapshots import named_tensors, read_file
@@ -57,7 +57,7 @@ def load_transformer(path: str | Path, aggregator: AllImageTransformer) -> None:
 
 
 def _recorded_heads(root: Any) -> int | None:
-    """The number of attention heads in the arguments that a snapshot's modules keep, which no shape tells."""
+    """The number of attention heads from the arguments in a snapshot's modules; shapes do not show it."""
     from medtrain.weights import Shell
 
     from medtrain_plugins.mammography.weights.snapshots import children_of

@@ -35,14 +35,14 @@ class Pivot:
 
     @hookimpl
     def build_data(self, config: RunConfig) -> Data:
-        """Patches of prepared scans to train on, whole scans to be evaluated on; of the stage under way."""
+        """Training patches of prepared scans, and whole scans for evaluation, for the current stage."""
         from medtrain_plugins.nodule.data.groups import build_data
 
         return build_data(config, config.options(self.name))
 
     @hookimpl
     def build_model(self, config: RunConfig) -> torch.nn.Module:
-        """The detector: a network by name and dense heads."""
+        """The detector: a network by name, with dense heads."""
         from medtrain_plugins.nodule.model.from_options import build_model
 
         return build_model(config.options(self.name))
@@ -56,26 +56,26 @@ class Pivot:
 
     @hookimpl
     def build_metrics(self, config: RunConfig, data: Data) -> list[DetectionMetric]:
-        """CPM, sensitivities, centres, sizes, triage, of whole scans."""
+        """CPM, sensitivities, centres, sizes and triage on whole scans."""
         from medtrain_plugins.nodule.evaluation.metrics import metrics_of
 
         return metrics_of(config.options(self.name))
 
     @hookimpl
     def evaluate(self, run: Run, loader: Iterable[dict[str, Any]]) -> Evaluation:
-        """The search of whole scans, and the loss of fixed patches."""
+        """Detection in whole scans, and the loss on fixed patches."""
         from medtrain_plugins.nodule.evaluation.whole_scans import evaluate_scans
         from medtrain_plugins.nodule.model.from_options import untrained_model
 
         options = run.config.options(self.name)
-        # A training has its own beginning to be compared with.
+        # Only after training: during training the first epochs show the same.
         compared = options.evaluation.untrained and run.optimizer is None
         untrained = untrained_model(run.config, options, run.device) if compared else None
         return evaluate_scans(run, loader, options, untrained)
 
     @hookimpl
     def on_epoch_start(self, run: Run) -> None:
-        """Scheduled weights of the heads move on."""
+        """Sets the scheduled loss weights of the epoch."""
         run.loss.set_epoch(run.epoch)
 
     @hookimpl
@@ -94,7 +94,7 @@ class Pivot:
 
     @hookimpl
     def report_sections(self, run: Run) -> list[Section]:
-        """FROC, strata, centres and sizes, malignancy; and the untrained network beside it."""
+        """FROC, strata, centres and sizes, malignancy, and a comparison with the untrained network."""
         from medtrain_plugins.nodule.evaluation.report import detection_sections
 
         return detection_sections(run, run.config.options(self.name))

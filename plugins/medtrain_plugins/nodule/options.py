@@ -1,4 +1,4 @@
-"""Options of the plugin `pivot`: data, patches, network, losses, augmentation, inference, validation."""
+"""Options of the plugin `pivot`: data, patches, network, losses, augmentation, inference, evaluation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TestTimeAugmentation = Literal["flip_x", "flip_y", "flip_z", "rotate_90"]
 
 
 class SamplingOptions(SectionModel):
-    """Patches of training, drawn anew in every epoch, and the grid of validation patches."""
+    """Training patches, drawn again in every epoch, and the grid of validation patches."""
 
     patch_size: Triple = Field((96, 96, 96), description="z, y, x voxels; a stage's own size goes first")
     stride: Triple | None = Field(
@@ -192,7 +192,7 @@ class BlurOptions(SectionModel):
 
 
 class GammaOptions(SectionModel):
-    """Powers of the input's values within their range."""
+    """Raises the input's values to a power, within their range."""
 
     probability: float = _probability(0.0)
     gamma_range: Range = Field((0.8, 1.25), description="smallest and largest exponent")
@@ -217,7 +217,7 @@ class IntensityOptions(SectionModel):
 
 
 class SliceThicknessOptions(SectionModel):
-    """Thicker slices, as another protocol would have made: averages along z, interpolated back."""
+    """Thicker slices, as of another scan protocol: averages along z, interpolated back."""
 
     probability: float = _probability(0.0)
     thickness_range: Range = Field((2.0, 5.0), description="smallest and largest thickness in mm")
@@ -246,7 +246,7 @@ class AugmentationOptions(SectionModel):
 
 
 class InferenceOptions(SectionModel):
-    """Windows, views of the scan, and the reading of peaks."""
+    """Windows, test-time augmentation, and how peaks become candidates."""
 
     window: list[Annotated[int, Field(ge=1)]] = Field(
         [], description="voxels of a window, one number or z, y, x; default: the patch size of training"
@@ -280,7 +280,7 @@ class InferenceOptions(SectionModel):
     @field_validator("calibration", mode="before")
     @classmethod
     def _none_when_empty(cls, value: Any) -> Any:
-        # So that --set can take back what a run was configured with: TOML has no null.
+        # TOML has no null: an empty text lets --set remove the run's value.
         return None if value == "" else value
 
     @model_validator(mode="after")
@@ -369,7 +369,7 @@ class PivotOptions(SectionModel):
 
     @property
     def stride(self) -> Triple:
-        """Between validation patches."""
+        """Voxels between validation patches, z, y, x."""
         return self.sampling.stride or self.sampling.patch_size
 
 

@@ -44,7 +44,7 @@ class OABreaCRPlugin(RiskModelPlugin):
 
     @hookimpl
     def build_model(self, config: RunConfig) -> OABreaCR:
-        """OA-BreaCR with its pretrained encoder, or without when weights follow from elsewhere."""
+        """OA-BreaCR with its pretrained encoder, unless its weights are loaded later."""
         from medtrain_plugins.oa_breacr.encoder import fetch_imagenet, load_encoder
         from medtrain_plugins.oa_breacr.model import OABreaCR
 

@@ -1,7 +1,7 @@
 """Distances between Gaussians with diagonal covariance, row by row.
 
-Each takes means u1, u2 and variances v1, v2, all (B, D), and returns (B,); variances must be positive. Where a
-distance is a root, its gradient at zero is zero.
+Each takes means u1, u2 and variances v1, v2, all (B, D), and returns (B,); variances must be positive. If a distance is
+a root, its gradient at zero is zero.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medtrain_plugins.mammography.weights.snapshots import named_tensors, read_file
 
-# The children of torchvision's network that have weights, by their place in the encoder.
+# The children of torchvision's network that have weights, by their position in the encoder.
 NAMES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 
 
@@ -28,9 +28,9 @@ def resnet_encoder(arch: str) -> tuple[nn.Sequential, int]:
 
 
 def fetch_imagenet(arch: str) -> dict[str, Tensor]:
-    """torchvision's ImageNet weights as the encoder's state dict; downloaded once, then kept in torch's cache.
+    """torchvision's ImageNet weights as the encoder's state dict; downloaded once into torch's cache.
 
-    Raises ConfigError when they cannot be had.
+    Raises ConfigError if they are not available.
     """
     from torchvision.models import get_model_weights
 
@@ -50,9 +50,9 @@ def load_encoder(path: Path, arch: str) -> dict[str, Tensor]:
     """The encoder's state dict from a file.
 
     path: safetensors or a PyTorch file, with torchvision's key names or those of a checkpoint of this model, after any
-    prefix; other tensors are left alone.
+    prefix; other tensors are ignored.
 
-    Raises CheckpointError when it cannot be read, is not safe to read, or holds no such network or several.
+    Raises CheckpointError if it cannot be read, is not safe to read, or has no such network or several.
     """
     return _pick(named_tensors(read_file(path)), arch, str(path))
 
@@ -65,7 +65,7 @@ def _pick(state: dict[str, Tensor], arch: str, where: str) -> dict[str, Tensor]:
     for naming in (str, _torchvision_name):
         own_names = {naming(key): key for key in expected}
         children = {name.split(".")[0] for name in own_names}
-        anchor = naming("7.0.conv1.weight")  # of every residual network, and of nothing else
+        anchor = naming("7.0.conv1.weight")  # every residual network has this key, no other network has
         for prefix in [key.removesuffix(anchor) for key in state if f".{key}".endswith(f".{anchor}")]:
             inside = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
             candidates.append({own_names.get(k, k): v for k, v in inside.items() if k.split(".")[0] in children})
@@ -74,7 +74,7 @@ def _pick(state: dict[str, Tensor], arch: str, where: str) -> dict[str, Tensor]:
             f"{where} holds {len(candidates)} residual networks instead of one: save the encoder alone"
         )
     found = candidates[0]
-    problems = [  # files from before torch 0.4.1 count no batches
+    problems = [  # files from before torch 0.4.1 lack the number of batches
         f"missing: {key}" for key in expected if key not in found and not key.endswith("num_batches_tracked")
     ]
     problems += [f"unknown: {key}" for key in found if key not in expected]

@@ -1,6 +1,6 @@
-"""The loss of OA-BreaCR: when the cancer comes, as one of six ordered classes.
+"""The loss of OA-BreaCR: the time of the cancer as one of six ordered classes.
 
-Class c = 0..4 is cancer in year c + 1, class 5 none within five years. A head is (.., B, 6) logits: whatever comes
+Class c = 0..4 is cancer in year c + 1, class 5 none within five years. A head is (.., B, 6) logits: the dimensions
 before B are stochastic samples of the same B exams, and the loss is their mean.
 
 Source: "Ordinal learning: longitudinal attention alignment model for predicting time to future breast cancer events
@@ -24,10 +24,10 @@ LAST = N_CLASSES - 1  # the class without cancer
 
 
 class ExamLabels(NamedTuple):
-    """What is known of B exams.
+    """The known outcomes of B exams.
 
-    year: (B,) int64, the class. last_known: (B,) int64, the last class that was seen to come true or not. complete:
-    (B,) bool, False for exams that were lost to follow-up before their class was known.
+    year: (B,) int64, the class. last_known: (B,) int64, the last class whose outcome is known. complete: (B,) bool,
+    False for exams that were lost to follow-up before their class was known.
     """
 
     year: Tensor
@@ -42,10 +42,10 @@ def exam_labels(years_to_cancer: Tensor, last_known: Tensor) -> ExamLabels:
 
 
 def last_known_class(years_to_followup: Tensor, compat: Compat = "fixed") -> Tensor:
-    """The last class that years of follow-up (B,), from 1, tell something of: 1 year tells of class 0.
+    """The last class with a known outcome after years of follow-up (B,), from 1: class 0 after 1 year.
 
-    All classes from five years on: who had no cancer in any of the five is in class 5. "reference" reads one year as
-    classes 0 and 1, as the published code does.
+    All classes are known from five years on: a woman without cancer in the five years is in class 5. In "reference",
+    one year means classes 0 and 1, as in the published code.
     """
     years = years_to_followup.long()
     return years if compat == "reference" else torch.where(years < LAST, years - 1, years)
@@ -54,9 +54,9 @@ def last_known_class(years_to_followup: Tensor, compat: Compat = "fixed") -> Ten
 def class_targets(labels: ExamLabels, compat: Compat = "fixed") -> tuple[Tensor, Tensor]:
     """Target and mask (B, 6) float32 of the cross-entropy.
 
-    The target is the class, and the mask leaves out what a censored exam does not know. "reference" has no class
-    without cancer: the target of such an exam is zero everywhere, however long it was followed, and for the others
-    the classes after their own are left out.
+    The target is the class, and the mask leaves out unknown classes of a censored exam. "reference" has no class
+    without cancer: the target of such an exam is zero everywhere, for any follow-up, and for the others the classes
+    after their own are left out.
     """
     classes = torch.arange(N_CLASSES, device=labels.year.device)
     year = labels.year.unsqueeze(1)
@@ -70,8 +70,8 @@ def class_targets(labels: ExamLabels, compat: Compat = "fixed") -> tuple[Tensor,
 def class_bce(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Binary cross-entropy of each class's probability, summed over the known entries; the mean over samples.
 
-    logits (.., B, 6), target and mask (B, 6); a scalar. Probabilities are those of a softmax, and their complements
-    sums of the other classes', so that neither is rounded to zero before its logarithm.
+    logits (.., B, 6), target and mask (B, 6); a scalar. Probabilities come from a softmax, and their complements are
+    the sums of the other classes, so neither is rounded to zero before its logarithm.
     """
     own = torch.eye(N_CLASSES, dtype=torch.bool, device=logits.device)
     total = logits.logsumexp(dim=-1, keepdim=True)
@@ -85,8 +85,7 @@ def mean_variance(
 ) -> Tensor:
     """Squared error of the expected class and variance of the classes, summed over exams; the mean over samples.
 
-    logits (.., B, 6), year (B,), row_weights (B,), zero for exams that do not count; a scalar, to be divided by the
-    weights' sum.
+    logits (.., B, 6), year (B,), row_weights (B,), zero for ignored exams; a scalar, to be divided by the weights' sum.
     """
     probabilities = logits.softmax(dim=-1)
     classes = torch.arange(N_CLASSES, device=logits.device, dtype=logits.dtype)
@@ -101,22 +100,22 @@ def divergence(emb: Tensor, log_var: Tensor) -> Tensor:
     return (emb.square() + log_var.exp() - log_var - 1).sum() / 2
 
 
-# Which third exam a triplet takes: the one whose distance in years differs least from the second's, but not by zero,
-# which would order nothing; never the anchor, nor one that does not count.
+# The third exam of a triplet: its distance in years differs least from the second's, but not by zero, which gives no
+# order; never the anchor, nor an ignored exam.
 SAME, ANCHOR, EXCLUDED = 700, 1000, 10_000
 
 
 def ordinal_triplets(
     emb: Tensor, log_var: Tensor, year: Tensor, keep: Tensor, distance: Distance, margin: float = 2.0
 ) -> Tensor:
-    """How much the embeddings of an anchor and two other exams are out of the order of their years: a scalar.
+    """The violation of the order of years by the embeddings of an anchor and two other exams: a scalar.
 
-    emb, log_var (B, D), year (B,), keep (B,) bool. Each exam that counts is an anchor, the next one (after the last
-    the first) its second; the third is chosen to be at another distance in years. The mean over triplets that
-    violate the order or its margin, zero with graph when there is none. Nothing here waits for the device.
+    emb, log_var (B, D), year (B,), keep (B,) bool. Each kept exam is an anchor, the next one (after the last, the
+    first) its second; the third has another distance in years. The mean over triplets that violate the order or its
+    margin, zero with a graph if there is none. Nothing here waits for the device.
     """
     count = keep.sum()
-    order = (~keep).to(torch.uint8).argsort(stable=True)  # the exams that count come first
+    order = (~keep).to(torch.uint8).argsort(stable=True)  # kept exams come first
     emb, variance, year = emb[order], log_var[order].exp(), year[order]
     place = torch.arange(len(year), device=year.device)
     counts = place < count
@@ -142,9 +141,9 @@ class OABreaCRLoss:
     """Cross-entropy and mean-variance of four heads, divergence and triplets of the embedding, and the registration.
 
     Terms of `medtrain.losses`: `<head>_bce`, `<head>_mean_variance` and `final_divergence` are sums over exams with
-    their weights, so they mean the same on one process and on many. `registration` is the mean over the batch that the
-    model computed, which is the same as such a sum. `final_triplets` compares the exams of one batch with each other:
-    **it depends on how exams are batched**, so on the batch size and the number of processes.
+    their weights, so they are the same on one process and on many. `registration` is the model's mean over the batch,
+    which is equivalent to such a sum. `final_triplets` compares the exams of one batch with each other: **it depends on
+    how exams are batched**, so on the batch size and the number of processes.
 
     compat: "reference" has the published code's targets and follow-up (see `class_targets`, `last_known_class`).
     class_weights: of the six classes, in the mean-variance terms.
@@ -191,7 +190,7 @@ class OABreaCRLoss:
         return terms
 
     def weights(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """What each term is divided by, from the batch alone; for means the number of exams."""
+        """The divisor of each term, from the batch alone; for means the number of exams."""
         exams = torch.ones_like(batch["years_to_cancer"], dtype=torch.float32).sum()
         weights = {"registration": exams}
         for head in OABreaCR.head_weights:
@@ -203,12 +202,12 @@ class OABreaCRLoss:
         return weights
 
     def labels(self, batch: dict[str, Any], head: str) -> ExamLabels:
-        """The labels a head learns: those of the current exam, or of the prior one."""
+        """The labels of a head: those of the current exam, or of the prior one."""
         years_to_cancer, years_to_followup = (batch[key] for key in HEAD_LABELS[head])
         return exam_labels(years_to_cancer, last_known_class(years_to_followup, self.compat))
 
     def row_weights(self, labels: ExamLabels) -> Tensor:
-        """How much each exam counts in the mean-variance terms, (B,) float32; zero when its class is not known."""
+        """The weight of each exam in the mean-variance terms, (B,) float32; zero if its class is unknown."""
         rows = labels.complete.float()
         if self.class_weights is None:
             return rows
@@ -223,5 +222,5 @@ def _mean_over_samples(rows: Tensor) -> Tensor:
 
 
 def _single(x: Tensor) -> Tensor:
-    """At least single precision, whatever the outputs came in."""
+    """The outputs in at least single precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,8 +1,8 @@
 """OA-BreaCR: time to breast cancer from a mammogram and the same view of the previous exam.
 
-Reads as the paper does: features of both images, where the network attends in each, the prior moved so that attention
-meets, its difference from the current exam with the time between them, and the three fused into an embedding that
-knows its own uncertainty. Module names are those of trained checkpoints.
+The steps are those of the paper: features of both images; an attention map of each; the prior is moved so that the
+attention maps match; its difference from the current exam, with the time between the exams; the three are fused into an
+embedding with an uncertainty. Module names are those of trained checkpoints.
 
 Source: "Ordinal learning: longitudinal attention alignment model for predicting time to future breast cancer events
 from mammograms", 2024.
@@ -41,7 +41,7 @@ class AttentionPool(nn.Module):
     """Features (B, C, h, w) -> their mean by attention (B, C), and the attention (B, 1, h, w), standardised logarithms.
 
     size: (h, w) of the maps that the layer norm has one weight and bias each for. On maps of another size these are
-    interpolated: near that size a sensible reading of the same network, not the same as training at the other.
+    interpolated: reasonable near that size, but not the same as training at the other size.
     """
 
     def __init__(self, channels: int, size: tuple[int, int]) -> None:
@@ -112,18 +112,16 @@ class OABreaCR(BaseRiskModel):
     `emb_final` and `log_var_final` (B, C), only with `use_poe`; `flow_field` (B, 2, h, w), channel 0 = dx, in feature
     pixels; and `loss`, a scalar: the misalignment of the attention maps.
 
-    arch: the encoder, a residual network of torchvision.
-    img_size: the image size that the attention pool's layer norm is made for, and so a property of a checkpoint; on
-        images of another size it is interpolated (see `AttentionPool`).
-    use_poe: embed as a Gaussian. Without it the fused features are classified as they are.
-    use_sto: train on `max_t` samples of that Gaussian, drawn from torch's generator. Eval mode always takes its mean,
-        so that one image pair has one risk.
-    registration_weight: the factor in `loss`.
-    input_norm: "imagenet" and "half" ((x - 0.5) / 0.5) standardise the encoder's input; "none" leaves [0, 1].
+    arch: the encoder, a residual network of torchvision. img_size: the image size of the attention pool's layer norm,
+    so a property of a checkpoint; for images of another size it is interpolated (see `AttentionPool`). use_poe: embed
+    as a Gaussian. Without it, the fused features are classified directly. use_sto: train on `max_t` samples of that
+    Gaussian, drawn from torch's generator. Eval mode always uses its mean, so that an image pair has one risk.
+    registration_weight: the factor in `loss`. input_norm: "imagenet" and "half" ((x - 0.5) / 0.5) standardise the
+    encoder's input; "none" leaves [0, 1].
 
-    The encoder runs once over the images of both exams. In eval mode that is the same as image by image; in train mode
-    its batch norm shares its statistics over both. Behind it nothing runs in reduced precision: coordinates would be
-    off by half a pixel, and many patients would share one risk.
+    The encoder runs once over the images of both exams. In eval mode, this is the same as image by image; in train mode
+    its batch norm shares its statistics over both. After it, nothing runs in reduced precision: coordinates would be
+    wrong by half a pixel, and many patients would share one risk.
 
     Raises DataError for images of the wrong shape.
     """
@@ -159,7 +157,7 @@ class OABreaCR(BaseRiskModel):
         self.final_single = nn.Linear(channels, N_CLASSES)
         self.difference_single = nn.Linear(channels, N_CLASSES)
         if not use_poe:
-            self.freeze("POELatent")  # checkpoints hold it all the same
+            self.freeze("POELatent")  # checkpoints have it nevertheless
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         check_images(batch, ("current_image", "previous_image"), "OA-BreaCR")

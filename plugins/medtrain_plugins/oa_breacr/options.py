@@ -62,12 +62,12 @@ class OABreaCROptions(RiskOptions):
 
     @property
     def starts_from_mirai(self) -> bool:
-        """Never: images keep their side as they are unless `orientation` says otherwise."""
+        """Never: images keep their orientation, unless `orientation` changes it."""
         return False
 
     @property
     def encoder_norm(self) -> ImageNorm:  # type: ignore[override]
-        """What the encoder's input is normalised by, `auto` resolved."""
+        """The normalisation of the encoder's input, with `auto` resolved."""
         if self.input_norm != "auto":
             return self.input_norm
         return "none" if self.encoder_weights in ("", "none") else "imagenet"

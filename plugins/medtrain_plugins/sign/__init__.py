@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from medtrain_plugins.sign.model.loss import ClassLoss
     from medtrain_plugins.sign.options import KArSLOptions
 
+# Modules that older run directories name, and where they are now.
+MOVED = {
+    "medtrain_plugins.sign.dataset": "medtrain_plugins.sign.data.dataset",
+}
+
 
 class KArSL:
     """KArSL: word-level Arabic signs from the landmarks of face, hands and body, by a spatial-temporal transformer."""
@@ -34,7 +39,7 @@ class KArSL:
 
     @hookimpl
     def build_data(self, config: RunConfig) -> Data:
-        """Train, validation and test clips. What the configuration leaves open is settled here, before it is used."""
+        """Train, validation and test clips. Open settings of the configuration are completed first."""
         from medtrain_plugins.sign.build_data import build_data
         from medtrain_plugins.sign.options import resolve_options
 
@@ -44,7 +49,7 @@ class KArSL:
 
     @hookimpl
     def build_model(self, config: RunConfig) -> torch.nn.Module:
-        """The transformer in the chosen size; on several GPUs its batch norm sees the batch of all of them."""
+        """The transformer in the chosen size; on several GPUs its batch norm uses the batch of all of them."""
         import torch
         from medtrain.protocols import load_state
         from medtrain.weights import read_state, weights_file
@@ -72,7 +77,7 @@ class KArSL:
 
     @hookimpl
     def import_weights(self, config: RunConfig, paths: list[Path]) -> Weights | None:
-        """A published checkpoint, its size and number of signs read from the folder's name where that tells them."""
+        """A published checkpoint; its size and number of signs come from the folder's name, if that has them."""
         from medtrain_plugins.sign.model.weights import read_published
 
         return read_published(paths)
@@ -86,7 +91,7 @@ class KArSL:
 
     @hookimpl
     def build_optimizer(self, config: RunConfig, model: torch.nn.Module) -> torch.optim.Optimizer | None:
-        """Adam with the decay in the gradient, as published; the core's AdamW when that is asked for."""
+        """Adam with the weight decay in the gradient, as published; the core's AdamW on request."""
         if config.options(self.name).optimizer == "adamw":
             return None
         import torch
@@ -107,7 +112,7 @@ class KArSL:
 
     @hookimpl
     def build_augmentation(self, config: RunConfig) -> ClipAugmentation:
-        """Mirror image, rotation, zoom, shift; and times drawn anew for each clip and epoch."""
+        """Mirror image, rotation, zoom, shift; and random frame times for each clip and epoch."""
         from medtrain_plugins.sign.data.augmentation import ClipAugmentation
 
         options = config.options(self.name)

@@ -1,4 +1,4 @@
-"""From a configuration to the groups of a run: which clips, who is trained on, what the numbers rest on."""
+"""From a configuration to the groups of a run: the chosen clips, their normalisation and their groups."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ log = logging.getLogger("medtrain")
 def build_data(config: RunConfig, options: KArSLOptions) -> Data:
     """Train, validation and test clips of the chosen signs and signers.
 
-    The `train` clips of the dataset are dealt into train and validation, sign by sign and signer by signer, and its
-    `test` clips are the test group; with `hold_out_signer` all clips of that signer are, and those of the others are
-    dealt. `options.normalisation` becomes what the data are.
+    The `train` clips of the dataset are split into train and validation, stratified by sign and signer, and its `test`
+    clips are the test group. With `hold_out_signer` all clips of that signer are the test group, and those of the
+    others are split. `options.normalisation` is set to that of the data.
     """
     folder = config.data.table or demo_folder(options)
     clips = open_clips(folder)
@@ -49,7 +49,7 @@ def build_data(config: RunConfig, options: KArSLOptions) -> Data:
 
 
 def choose(index: pd.DataFrame, options: KArSLOptions, folder: Path) -> pd.DataFrame:
-    """The clips of the chosen signs and signers; raises DataError naming those that cannot be used or are not there."""
+    """The clips of the chosen signs and signers; raises DataError naming those that are unusable or missing."""
     chosen = index[index["sign"].isin(options.sign_numbers)]
     if options.signers:
         chosen = chosen[chosen["signer"].isin(options.signers)]
@@ -76,7 +76,7 @@ def choose(index: pd.DataFrame, options: KArSLOptions, folder: Path) -> pd.DataF
 
 
 def find_normalisation(chosen: pd.DataFrame, folder: Path) -> Any:
-    """ "adjusted" or "raw", which all clips must agree on; raises DataError with examples of each otherwise."""
+    """ "adjusted" or "raw", the same for all clips; otherwise raises DataError with examples of each."""
     kinds = {str(kind): part["sample_id"] for kind, part in chosen.groupby("normalisation") if kind != "unknown"}
     if not kinds:
         raise DataError(f"{folder}: nothing was detected in any frame of the {len(chosen)} clips")
@@ -92,7 +92,7 @@ def find_normalisation(chosen: pd.DataFrame, folder: Path) -> Any:
 def assign_groups(
     chosen: pd.DataFrame, seed: int, validation_fraction: float, hold_out_signer: int | None = None
 ) -> dict[str, list[int]]:
-    """Rows of the index by group. A function of the clips' names and the seed, not of their order on disk."""
+    """Rows of the index by group. They depend on the clips' names and the seed, not on the order on disk."""
     if hold_out_signer is None:
         pool, test = chosen[chosen["split"] == "train"], chosen[chosen["split"] == "test"]
     else:
@@ -107,7 +107,7 @@ def assign_groups(
 
 
 def _stratified(pool: pd.DataFrame, seed: int, fraction: float) -> list[int]:
-    """This fraction of the rows, of every sign and signer alike; what rounding withholds from one, the next gets."""
+    """This fraction of the rows, equally of every sign and signer; rounding errors are carried over to the next."""
     names = pool["sample_id"]
     lots = [hashlib.sha256(f"{seed} {name}".encode()).hexdigest() for name in names]
     taken: list[int] = []
@@ -121,7 +121,7 @@ def _stratified(pool: pd.DataFrame, seed: int, fraction: float) -> list[int]:
 
 
 def refuse_unlearnable(train: pd.DataFrame, signs: list[int], folder: Path) -> None:
-    """Raise DataError when a sign has no clip to be learned from."""
+    """Raises DataError if a sign has no training clip."""
     if absent := sorted(set(signs) - set(train["sign"])):
         raise DataError(f"{folder}: no clips to train on of the signs {ranges(absent)}; leave them out of karsl.signs")
 
@@ -129,7 +129,7 @@ def refuse_unlearnable(train: pd.DataFrame, signs: list[int], folder: Path) -> N
 def describe(
     clips: Clips, chosen: pd.DataFrame, groups: dict[str, list[int]], options: KArSLOptions, folder: Path
 ) -> dict[str, Any]:
-    """What the run directory keeps of the data: where from, what is missing, which class is which sign."""
+    """The description of the data in the run directory: origin, missing clips, the sign of each class."""
     signers = sorted(map(int, set(chosen["signer"])))
     there = set(zip(chosen["sign"], chosen["signer"], chosen["split"], strict=True))
     wanted = [(s, p, part) for part in sorted(set(chosen["split"])) for p in signers for s in options.sign_numbers]
@@ -173,7 +173,7 @@ def demo_folder(options: KArSLOptions) -> Path:
         raise ConfigError("data.table: no data given; use --data FOLDER, or --preset demo")
     from medtrain_plugins.sign.data import synth
 
-    # Another generator makes other clips: its source is part of the name.
+    # A changed generator makes other clips, so its source code is part of the name.
     version = hashlib.sha256(Path(synth.__file__).read_bytes()).hexdigest()[:8]
     settings = f"{options.signs}-{options.demo_clips}-{options.demo_seed}-{options.demo_signal}-{version}"
     folder = cache_dir() / f"karsl-demo-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"

@@ -23,7 +23,7 @@ SECTIONS = ("data", "optimization", "scheduler", "validation")
 
 
 class ModelSize(NamedTuple):
-    """What a size such as `s_4_2` stands for."""
+    """The meaning of a size such as `s_4_2`."""
 
     head_size: int
     heads: int
@@ -54,8 +54,9 @@ def parse_signs(text: str) -> list[int]:
 
 
 class KArSLOptions(SectionModel):
-    """`[plugins.karsl]`. The original flags are understood too: `selected_signs_from`, `selected_signs_to`,
-    `num_epochs`, `model_metadata`, and `signers` as text such as `01 02 03`."""
+    """`[plugins.karsl]`. The original flags are accepted too: `selected_signs_from`, `selected_signs_to`, `num_epochs`,
+    `model_metadata`, and `signers` as text such as `01 02 03`.
+    """
 
     signs: str = Field(f"1-{MAX_SIGN}", description="sign numbers to tell apart, such as 1-502 or 1-4,7")
     signers: list[int] = Field([], description="whose clips to use; none named: everybody's")
@@ -130,7 +131,7 @@ class KArSLOptions(SectionModel):
 
     @property
     def sign_numbers(self) -> list[int]:
-        """The chosen signs; a sign's place in this list is its class."""
+        """The chosen signs; a sign's position in this list is its class."""
         return parse_signs(self.signs)
 
     @property
@@ -146,11 +147,11 @@ def _take(values: dict[str, Any], name: str, value: Any, alias: str) -> None:
 
 
 def resolve_options(config: RunConfig, options: KArSLOptions) -> None:
-    """Complete a configuration before anything is built from it or recorded.
+    """Completes a configuration before anything is built from it or recorded.
 
-    Keys that neither a preset, a file nor a flag gave get the published value, and the original flag `num_epochs`
-    becomes `optimization.num_epochs`. What was recorded is complete, so a resumed run changes nothing here. Raises
-    ConfigError when the number of epochs was given twice.
+    Keys that no preset, file or flag set get the published value, and the original flag `num_epochs` becomes
+    `optimization.num_epochs`. Recorded configurations are complete, so nothing changes for a resumed run. Raises
+    ConfigError if the number of epochs was given twice.
     """
     if (epochs := options.num_epochs) is not None:
         if "num_epochs" in config.optimization.model_fields_set and config.optimization.num_epochs != epochs:

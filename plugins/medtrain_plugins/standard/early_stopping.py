@@ -11,6 +11,7 @@ from medtrain.config import EarlyStoppingSection
 from medtrain.errors import ConfigError, nearest
 from medtrain.hookspecs import hookimpl
 from medtrain.protocols.metric import NOT_A_NUMBER
+from medtrain.protocols.ranking import RankedValue, Ranking
 
 if TYPE_CHECKING:
     from medtrain.run import Run
@@ -157,27 +158,15 @@ def _direction(run: Run, name: str, mode: Mode, who: str) -> Literal["min", "max
     return run.modes[name] if mode == "auto" else mode
 
 
-class Improvement:
-    """The best value so far and how many values ago it was; NaN never improves."""
+class Improvement(Ranking):
+    """The best value so far and how many values ago it was."""
 
     def __init__(self, mode: Literal["max", "min"], min_delta: float = 0.0) -> None:
-        self.mode, self.min_delta = mode, min_delta
-        self.best: float | None = None
-        self.epoch: int | None = None
-        self.since = 0
-
-    def update(self, value: float, epoch: int) -> bool:
-        """Take a value; True when it is the new best."""
-        gain = value - (0.0 if self.best is None else self.best)
-        gain = gain if self.mode == "max" else -gain
-        if not math.isnan(value) and (self.best is None or gain > self.min_delta):
-            self.best, self.epoch, self.since = value, epoch, 0
-            return True
-        self.since += 1
-        return False
+        super().__init__(mode, min_delta=min_delta)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "epoch": self.epoch, "since": self.since}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.epoch, self.since = state["best"], state["epoch"], state["since"]
+        self.entries = [] if state["best"] is None else [RankedValue(state["best"], state["epoch"], None)]
+        self.since = state["since"]

@@ -1,4 +1,4 @@
-"""What the model says about a few samples of the validation group: pictures, and a table of outputs and targets."""
+"""Sample predictions of the validation group: images, and a table of outputs and targets."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ if TYPE_CHECKING:
     from medtrain import Run
     from torch.utils.tensorboard import SummaryWriter
 
-SMALLEST = 8  # pixels: a smaller last dimension is no picture's
-LONGEST = 12  # numbers of one output in a row of the table
-CHANNELS = 4  # shown side by side
+SMALLEST = 8  # pixels: a tensor with a smaller last dimension is not an image
+LONGEST = 12  # largest number of values of one output in the table
+CHANNELS = 4  # channels shown side by side
 
 
 def write_samples(writer: SummaryWriter, run: Run, count: int, inputs: bool) -> None:
-    """Predictions for the first `count` validation samples, one at a time so that they fit wherever training does.
+    """Writes predictions for the first `count` validation samples, one at a time, so that memory suffices as in
+    training.
 
-    inputs: write the pictures of the batch too.
+    inputs: also write the images of the batch.
     """
     dataset = None if run.data is None else run.data.validation
     if run.data is None or run.network is None or dataset is None:
@@ -55,7 +56,7 @@ def tensors(values: Any, at: str = "") -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def short(name: str, value: torch.Tensor) -> dict[str, str]:
-    """The numbers of the first sample, when they are few enough to read."""
+    """The values of the first sample, if they are few."""
     flat = value[0].flatten() if value.dim() else value.flatten()
     if value.dim() > 2 or not 0 < len(flat) <= LONGEST:
         return {}

@@ -1,4 +1,4 @@
-"""The thread that speaks with W&B, so that the training never waits for it."""
+"""The thread that communicates with W&B, so that training never waits for it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
     from medtrain_plugins.tracking.options import WandBOptions
 
-GRACE = 30.0  # seconds beyond the time limit, for turning to offline mode
+GRACE = 30.0  # seconds after the time limit, for changing to offline mode
 
 
 class Session(threading.Thread):
-    """One W&B run of one process: everything is handed over with `put` and `close`, and done in this thread.
+    """One W&B run of one process: `put` and `close` hand over the work to this thread.
 
     failed: called with the exception that ends the session early.
     """
@@ -33,9 +33,9 @@ class Session(threading.Thread):
         self, run: Run, settings: WandBOptions, run_id: str, folder: Path, failed: Callable[[Exception], None]
     ) -> None:
         super().__init__(name="medtrain-wandb", daemon=True)
-        # W&B's reports to its makers would hold up the end of the process for half a minute where nobody answers.
+        # W&B's own error reports would delay the end of the process by half a minute without a connection.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        # Imported here and not in the thread: loader processes may be forked at any moment from now on.
+        # Imported here and not in the thread: from now on, loader processes may be forked at any moment.
         import wandb
 
         assert run.maps is not None
@@ -60,11 +60,11 @@ class Session(threading.Thread):
         self.items: queue.SimpleQueue[tuple[int, dict[str, float]] | None] = queue.SimpleQueue()
 
     def put(self, epoch: int, record: Mapping[str, Any]) -> None:
-        """Have the record of an epoch logged, unless W&B has that epoch already."""
+        """Queues the record of an epoch, unless W&B has that epoch already."""
         self.items.put((epoch, numbers(record)))
 
     def close(self, failed: bool) -> None:
-        """Have the W&B run finished, and wait for that no longer than the limit."""
+        """Finishes the W&B run, and waits for that until the time limit."""
         self.exit_code = int(failed)
         self.items.put(None)
         self.join(self.settings.timeout + GRACE)
@@ -72,7 +72,7 @@ class Session(threading.Thread):
             self.warn(f"W&B: not done after {self.settings.timeout + GRACE:.0f} s, not waited for any longer")
 
     def run(self) -> None:
-        """Open, log, finish."""
+        """Opens the run, logs the records and finishes."""
         try:
             live, known = self._open()
             live.define_metric("epoch")
@@ -84,12 +84,12 @@ class Session(threading.Thread):
             self.failed(error)
 
     def _open(self) -> tuple[Any, set[int]]:
-        """The W&B run, offline when online does not work, and the epochs that it has already."""
+        """The W&B run, offline if online fails, and the epochs that it has already."""
         mode = self._choose_mode()
         if mode == "online":
             try:
                 live = self._init("online")
-                # Logged under the epoch's number as W&B's step, so the step W&B goes on with tells what it has.
+                # W&B's step is the epoch's number, so its next step shows which epochs it has.
                 return live, set(range(live.step))
             except Exception as error:
                 files = self.folder / "wandb" / "offline-run-*"
@@ -98,7 +98,7 @@ class Session(threading.Thread):
         return self._init(mode), logged_epochs(self.folder, self.run_id)
 
     def _turn_offline(self) -> Any:
-        """The run offline, after an attempt whose id W&B's own process may hold for some more seconds."""
+        """The run offline, after an online attempt, whose id W&B's process may keep for some seconds."""
         for pause in (0, 1, 2, 4, 8):
             time.sleep(pause)
             self.wandb.teardown()
@@ -132,7 +132,7 @@ class Session(threading.Thread):
             mode=mode,
             dir=self.folder,
             allow_val_change=True,
-            reinit="create_new",  # a run that the user's own code has open is left alone
+            reinit="create_new",  # a run that the user's own code has opened is not touched
             settings=self.wandb.Settings(
                 init_timeout=limit,
                 finish_timeout=limit,
@@ -140,7 +140,7 @@ class Session(threading.Thread):
                 silent=True,
                 disable_git=True,
                 save_code=False,
-                host="",  # names of machines and people stay here
+                host="",  # names of machines and people are not sent
                 x_disable_meta=True,
             ),
         )
@@ -156,14 +156,14 @@ class Session(threading.Thread):
 
 
 def monitored(run: Run) -> tuple[str, int]:
-    """The value whose best goes into the summary, and 1 when larger is better, -1 when smaller."""
+    """The value whose best goes into the summary, and 1 if larger is better, -1 if smaller."""
     name = run.config.validation.monitor.removeprefix("validation/")
     name = name or next((value for value in run.modes if value != "loss"), "loss")
     return f"validation/{name}", 1 if run.modes.get(name) == "max" else -1
 
 
 def has_api_key(base_url: str) -> bool:
-    """Whether W&B would find credentials without asking a person."""
+    """Whether W&B finds credentials without asking the user."""
     import netrc
     from urllib.parse import urlparse
 

@@ -19,37 +19,37 @@ TOTAL = "gradients/norm"
 
 @dataclass
 class Sampled:
-    """What was seen at one step: values by name."""
+    """The values of one step, by name."""
 
     step: int
     values: dict[str, float]
 
 
 class StepSampler:
-    """Looks at the gradients right before the optimizer takes them (summed over batches, unscaled and clipped).
+    """Reads the gradients directly before the optimizer uses them (summed over batches, unscaled and clipped).
 
-    It looks at the first step of an epoch and at every `interval`-th step. Norms stay on the device until `take`.
-    failed: called once with the exception when something goes wrong; nothing is sampled after that.
+    It samples the first step of an epoch and every `interval`-th step. Norms stay on the device until `take`. failed:
+    called once with the exception of a failure; nothing is sampled after that.
     """
 
     def __init__(self, run: Run, interval: int, failed: Callable[[Exception], None]) -> None:
         self.run, self.interval, self.failed = run, interval, failed
         self.optimizer = run.optimizer
         self.parts = {name: list(part.parameters()) for name, part in top_level(run.model)}
-        self.norms: list[float] = []  # of the present epoch, as far as taken
+        self.norms: list[float] = []  # of the present epoch, from the steps taken so far
         self.owed = True
         self._seen: list[tuple[int, torch.Tensor, list[float]]] = []
-        # Of several optimizers in one step the first one steps when all gradients are there.
+        # With several optimizers, all gradients are there when the first one steps.
         first = next(iter(getattr(run.optimizer, "optimizers", {"": run.optimizer}).values()))
         self._handle = first.register_step_pre_hook(self._before_step)
 
     def begin_epoch(self) -> None:
-        """Look at the next step, and average from here."""
+        """Samples the next step, and averages from here."""
         self.owed = True
         self.norms = []
 
     def mean_norm(self) -> dict[str, float]:
-        """`train/grad_norm`: the mean over the epoch's steps that were looked at and taken."""
+        """`train/grad_norm`: the mean over the epoch's sampled steps."""
         return {"train/grad_norm": sum(self.norms) / len(self.norms)} if self.norms else {}
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -69,13 +69,13 @@ class StepSampler:
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             norms.append(nn.utils.get_total_norm(gradients).float().to(self.run.device))
         found = torch.stack(norms)
-        # Fused optimizers take scaled gradients and divide by themselves.
+        # Fused optimizers get scaled gradients and unscale them.
         found = found if scale is None else found / scale.to(found.device)
         assert self.optimizer is not None
         self._seen.append((step, found, [float(group["lr"]) for group in self.optimizer.param_groups]))
 
     def take(self) -> list[Sampled]:
-        """What was seen since the last call, in one transfer from the device."""
+        """The samples since the last call, in one transfer from the device."""
         if not self._seen:
             return []
         seen, self._seen = self._seen, []
@@ -96,7 +96,7 @@ class StepSampler:
 
 
 def top_level(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The first modules from above that are several, those with something to train; the model itself when it is one."""
+    """The trainable modules of the first level with more than one module; else the model itself."""
     children = [(name, child) for name, child in model.named_children() if is_trained(child)]
     own = any(parameter.requires_grad for parameter in model.parameters(recurse=False))
     if len(children) == 1 and not own:
@@ -108,7 +108,7 @@ def top_level(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 class Own(nn.Module):
-    """The parameters that belong to a module and to none of its children."""
+    """A module's own parameters, without those of its children."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

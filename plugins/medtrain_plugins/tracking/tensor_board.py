@@ -30,7 +30,7 @@ class TensorBoard(Tracker):
 
     @tracked
     def on_run_start(self, run: Run) -> None:
-        """Open the event file; what earlier ones hold of steps after the checkpoint is void."""
+        """Opens the event file; earlier values of steps after the checkpoint are void."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.samples, self.interval = self.settings(run).samples, self.settings(run).gradient_interval
@@ -41,7 +41,7 @@ class TensorBoard(Tracker):
 
     @tracked
     def on_epoch_start(self, run: Run) -> None:
-        """Watch the optimizer the epoch will use."""
+        """Samples the steps of the epoch's optimizer."""
         if self.writer is not None:
             self.watch_steps(run, self.interval)
 
@@ -55,13 +55,13 @@ class TensorBoard(Tracker):
         try:
             write_samples(self.writer, run, self.samples, inputs=not self.shown)
             self.shown = True
-        except Exception as error:  # a batch unlike any other costs the pictures, not the curves
+        except Exception as error:  # an unusual batch must not stop the curves
             self.samples = 0
             warn(run, f"{self.label}: no sample predictions: {describe(error)}")
 
     @tracked
     def on_epoch_end(self, run: Run) -> None:
-        """The epoch's values at its last step."""
+        """Writes the epoch's values at its last step."""
         if self.writer is None:
             return
         from medtrain_plugins.tracking.values import epoch_values
@@ -74,7 +74,7 @@ class TensorBoard(Tracker):
 
     @tracked
     def on_checkpoint(self, run: Run) -> None:
-        """What was seen up to a checkpoint is on disk with it."""
+        """Writes everything up to a checkpoint to disk."""
         if self.writer is not None:
             self._write_steps()
             self.writer.flush()

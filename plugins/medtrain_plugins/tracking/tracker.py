@@ -1,4 +1,4 @@
-"""What every tracker keeps to: only the main process writes, and no failure of a tracker reaches the training."""
+"""The base of trackers: only the main process writes, and a tracker's failure never stops the training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger("medtrain.tracking")
 
 
 class Tracker:
-    """A tracker as a plugin by name (its options are those of the run) or as an object with options of its own.
+    """A tracker, either a plugin by name (with the options of the run) or an object with its own options.
 
     options: the keys of `tracking.<name>`, for an object given to a Trainer: `callbacks=[TensorBoard({"samples": 0})]`.
     """
@@ -44,7 +44,7 @@ class Tracker:
         return self.options_model()
 
     def settings(self, run: Run) -> Any:
-        """The validated options, whatever name the plugin was chosen by."""
+        """The validated options, for any name of the plugin."""
         model = self.options_model()
         if self.options is not None:
             return model(**self.options)
@@ -52,7 +52,7 @@ class Tracker:
         return next(chosen, None) or model()
 
     def watch_steps(self, run: Run, interval: int) -> None:
-        """Have a sampler on the optimizer that the epoch will use."""
+        """Attaches a sampler to the epoch's optimizer."""
         if self.sampler is not None and self.sampler.optimizer is not run.optimizer:
             self.unwatch_steps()
         if self.sampler is None and interval:
@@ -63,7 +63,7 @@ class Tracker:
             self.sampler.begin_epoch()
 
     def unwatch_steps(self) -> None:
-        """Leave the optimizer alone."""
+        """Removes the sampler from the optimizer."""
         if self.sampler is not None:
             self.sampler.close()
         self.sampler = None
@@ -72,7 +72,7 @@ class Tracker:
         warn(run, f"{self.label}: no gradient norms: {describe(error)}")
 
     def give_up(self, run: Run, error: BaseException) -> None:
-        """Leave the run alone from now on."""
+        """Stops tracking of the run."""
         if self.broken:
             return
         self.broken = True
@@ -81,7 +81,7 @@ class Tracker:
 
 
 def tracked(hook: Callable[[Any, Run], None]) -> Callable[[Any, Run], None]:
-    """A lifecycle hook of a tracker: for the main process of a run with a folder, until something fails."""
+    """Makes a lifecycle hook run only in the main process of a run with a folder, and only until a failure."""
 
     @hookimpl
     @functools.wraps(hook)
@@ -90,14 +90,14 @@ def tracked(hook: Callable[[Any, Run], None]) -> Callable[[Any, Run], None]:
             return
         try:
             hook(self, run)
-        except Exception as error:  # whatever it is, it is not worth a training run
+        except Exception as error:  # no failure of a tracker may stop a training run
             self.give_up(run, error)
 
     return call
 
 
 def warn(run: Run, message: str) -> None:
-    """Tell people, and the run's log."""
+    """Warns the user, also in the run's log."""
     logger.warning(message)
     with suppress(OSError):
         if run.maps is not None:
@@ -111,7 +111,7 @@ def describe(error: BaseException) -> str:
 
 
 def tracking_folder(run: Run) -> Path:
-    """Where trackers keep their files: `split-<i>/tracking`."""
+    """The folder of trackers' files: `split-<i>/tracking`."""
     assert run.maps is not None
     folder = run.maps.path / "tracking"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The numbers of an epoch, under the names every tracker uses: those of the run's history and a few more."""
+"""The values of an epoch, with the names of the run's history and a few more, for every tracker."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def numbers(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def memory(run: Run) -> dict[str, float]:
-    """Resident memory of this process and, on a GPU, the largest amount its tensors have taken so far; in MiB."""
+    """Resident memory of this process and, on a GPU, the peak memory of its tensors; in MiB."""
     values = {"memory/rss_mib": resident_bytes() / MIB}
     if run.device.type == "cuda":
         import torch
@@ -44,7 +44,7 @@ def memory(run: Run) -> dict[str, float]:
 
 
 def resident_bytes() -> int:
-    """Resident memory now or, where the system does not tell, at its peak."""
+    """Resident memory now or, if the system does not provide it, its peak."""
     try:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
     except OSError:

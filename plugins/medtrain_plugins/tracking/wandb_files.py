@@ -1,4 +1,4 @@
-"""Which epochs W&B's own files of a run hold: what a crash left of them is what counts.
+"""The epochs in W&B's own files of a run, also after a crash.
 
 A `.wandb` file is W&B's transaction log: seven bytes of header, then records in LevelDB's log format (blocks of
 32 KiB; a record is split over blocks, each piece with checksum, length and kind), each record a protobuf message.
@@ -19,7 +19,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 def logged_epochs(folder: Path, run_id: str) -> set[int]:
-    """The epochs in all files of a run under `folder`, those of interrupted processes included."""
+    """The epochs in all files of a run in `folder`, also of interrupted processes."""
     found = set()
     for path in sorted(folder.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb")):
         found |= {int(row["epoch"]) for row in history(path) if "epoch" in row}
@@ -27,7 +27,7 @@ def logged_epochs(folder: Path, run_id: str) -> set[int]:
 
 
 def history(path: Path) -> Iterator[dict[str, Any]]:
-    """The history rows of a `.wandb` file, in order; a file that was cut short ends early."""
+    """The history rows of a `.wandb` file, in order; a truncated file ends early."""
     for record in records(path):
         if record.WhichOneof("record_type") == "history":
             items = record.history.item
@@ -53,7 +53,7 @@ def _messages(data: bytes) -> Iterator[bytes]:
         return
     at, pieces = len(MAGIC) + 3, b""
     while True:
-        if BLOCK - at % BLOCK < PIECE.size:  # too little is left of a block for a piece: it is padding
+        if BLOCK - at % BLOCK < PIECE.size:  # the rest of a block is too small for a piece: it is padding
             at += BLOCK - at % BLOCK
         if at + PIECE.size > len(data):
             return

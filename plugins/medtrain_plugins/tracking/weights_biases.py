@@ -37,7 +37,7 @@ class WandB(Tracker):
 
     @tracked
     def on_run_start(self, run: Run) -> None:
-        """Begin or continue the W&B run of this split, and hand it the epochs there are already."""
+        """Starts or continues the W&B run of this split, and sends it the existing epochs."""
         from medtrain_plugins.tracking.session import Session
 
         settings = self.settings(run)
@@ -53,13 +53,13 @@ class WandB(Tracker):
 
     @tracked
     def on_epoch_start(self, run: Run) -> None:
-        """Watch the optimizer the epoch will use."""
+        """Samples the steps of the epoch's optimizer."""
         if self.session is not None:
             self.watch_steps(run, self.interval)
 
     @tracked
     def on_epoch_end(self, run: Run) -> None:
-        """The epoch's values."""
+        """Sends the epoch's values."""
         if self.session is None:
             return
         from medtrain_plugins.tracking.values import epoch_values
@@ -70,7 +70,7 @@ class WandB(Tracker):
 
     @tracked
     def on_run_end(self, run: Run) -> None:
-        """Wait, not for long, until W&B has everything."""
+        """Waits, up to the time limit, until W&B has everything."""
         self._close(failed=False)
 
     @tracked
@@ -93,7 +93,9 @@ class WandB(Tracker):
 
 
 def _choose_id(given: str, split: int, known: str) -> str:
-    """The id of a split's run: the given one (the further splits of a run with their number), the known, a new one."""
+    """The id of a split's run: the given one (with the split's number after the first), else the recorded one, else a
+    new one.
+    """
     if given:
         return f"{given}-{split}" if split else given
     return known or secrets.token_hex(4)

@@ -45,7 +45,7 @@ class VMRAMaRPlugin(RiskModelPlugin):
 
     @hookimpl
     def build_model(self, config: RunConfig) -> VMRAMaR:
-        """VMRA-MaR with a pretrained encoder, or without when weights follow from elsewhere."""
+        """VMRA-MaR with a pretrained encoder, unless its weights are loaded later."""
         options: VMRAMaROptions = config.options(self.name)
         if not config.fresh and options.encoder_weights == "none" and options.freeze_image_encoder:
             log.warning(

@@ -1,4 +1,4 @@
-"""Asymmetry of the two breasts: where and how much their features differ, and whether it stays from visit to visit.
+"""Asymmetry of the two breasts: where and how much their features differ, and whether it persists over visits.
 
 Source: "VMRA-MaR: an asymmetry-aware temporal framework for longitudinal breast cancer risk prediction", 2025.
 """
@@ -15,15 +15,19 @@ from medtrain_plugins.mammography.model.layers import Compat
 
 log = logging.getLogger("medtrain")
 
-# The published start of the scale. Scores of real exams are tens, at which it answers 0.001 for every exam: a
-# detector that still has exactly these values has no scale yet.
+# The published initial scale. Scores of real exams are tens, for which it gives 0.001 for every exam: a detector that
+# still has exactly these values is not calibrated yet.
 PUBLISHED_MEAN, PUBLISHED_STD = 2000.0, 300.0
-SMALLEST_SPREAD = 0.05  # of the mean: a first batch of almost equal exams must not make the scale infinitely fine
+SMALLEST_SPREAD = (
+    0.05  # smallest share of the mean: a first batch of almost equal exams must not give an extremely small deviation
+)
 
 
 class Asymmetry(NamedTuple):
-    """Of each visit: score (B, T) in (0, 1), row and column of the largest difference (B, T, 2), whether there is one
-    (B, T); scores and places without one are 0.
+    """Per visit: score (B, T) in (0, 1), row and column of the largest difference (B, T, 2), whether there is one (B,
+    T).
+
+    Scores and positions without one are 0.
     """
 
     scores: Tensor
@@ -34,14 +38,14 @@ class Asymmetry(NamedTuple):
 class AsymmetryDetector(nn.Module):
     """The largest difference between left and right in the CC and in the MLO view of a visit.
 
-    latent_size: rows and columns of the grid that a difference is located on; fewer on maps with fewer.
-    mean, std: of the raw scores, trained on from there. compat: "fixed" divides maps of any size into windows that
-    cover it and are their own mirror image; "reference" uses windows of equal size from the top left, and leaves out
-    what remains on the right and below.
+    latent_size: rows and columns of the grid of differences; fewer on smaller maps. mean, std: of the raw scores, the
+    initial values of trained parameters. compat: "fixed" divides maps of any size into windows that cover it and are
+    their own mirror image; "reference" uses windows of equal size from the top left, and leaves out the rest on the
+    right and below.
 
-    The scale starts from the first training batch (`compat="fixed"`, mean and std still the published 2000 and 300):
-    its mean and standard deviation over all pairs, and over all processes, so that every process sets the same values.
-    They are parameters: checkpoints carry them, and a resumed run does not start over. Evaluation never sets them.
+    The first training batch sets the scale (if `compat="fixed"`, and mean and std are still the published 2000 and
+    300): to its mean and standard deviation over all pairs and all processes, so every process sets the same values.
+    They are parameters: checkpoints have them, and a resumed run does not set them again. Evaluation never sets them.
     """
 
     def __init__(
@@ -58,7 +62,7 @@ class AsymmetryDetector(nn.Module):
         self.mlo_stretch_params = nn.Parameter(torch.ones(channels))
         self.learned_asym_mean = nn.Parameter(torch.tensor(float(mean)))
         self.learned_asym_std = nn.Parameter(torch.tensor(float(std)))
-        self.has_scale = False  # known not to be the published start; asked of the device until it is
+        self.has_scale = False  # True once the values are not the published ones; until then the device is asked
 
     def forward(self, left: Tensor, right: Tensor, present: Tensor) -> Asymmetry:
         """left, right: (B, T, 2, C, h, w) features of CC and MLO, right ones mirrored onto the left; present: (B, T, 2)
@@ -79,7 +83,7 @@ class AsymmetryDetector(nn.Module):
         return Asymmetry(scores, places, valid)
 
     def heat_maps(self, left: Tensor, right: Tensor) -> Tensor:
-        """(B, T, 2, rows, columns): the length of the difference vector over channels, each the largest of a window."""
+        """(B, T, 2, rows, columns): the length of the difference vector over channels, the maximum of each window."""
         stretch = torch.stack([self.cc_stretch_params, self.mlo_stretch_params])[..., None, None]
         difference = (left * stretch - right * stretch).abs()
         # A rectangle's maximum is that of its rows' maxima; unlike adaptive pooling it has a deterministic gradient.
@@ -109,7 +113,7 @@ class AsymmetryDetector(nn.Module):
         count, total = _over_processes(present.sum(), (raw * present).sum())
         mean = total / count.clamp(min=1)
         (squares,) = _over_processes(((raw - mean).square() * present).sum())
-        if not mean > 0:  # no pair of images in any process, or no difference: the next batch may tell
+        if not mean > 0:  # no pair of images in any process, or no difference: wait for the next batch
             return
         std = (squares / count).sqrt().clamp(min=SMALLEST_SPREAD * float(mean))
         self.learned_asym_mean.copy_(mean)
@@ -136,10 +140,10 @@ def windows(size: int, cells: int, compat: Compat) -> list[tuple[int, int]]:
 
 
 def track(asymmetry: Asymmetry, threshold: float, persistent_weight: float) -> Tensor:
-    """The asymmetry of a woman over her visits (B, 1): a mean of the scores in which what stays counts more.
+    """The asymmetry of a woman over her visits (B, 1): a mean of the scores, with more weight on persistent ones.
 
-    Every valid visit has weight 1; two that follow each other and differ in place by at most `threshold` (grid cells)
-    get `persistent_weight` more, each. 0 without a valid visit.
+    Every valid visit has weight 1; two consecutive visits whose positions differ by at most `threshold` (grid cells)
+    each get `persistent_weight` more. 0 without a valid visit.
     """
     scores, places, valid = asymmetry
     rank = valid.long().cumsum(dim=1)

@@ -1,7 +1,7 @@
 """VMRA-MaR: breast-cancer risk from the four views of a woman's last visits.
 
-Reads as the paper does: features of all images, their course over the visits by a recurrent state-space network, the
-asymmetry of the breasts and whether it stays, hazards. Module names are those of trained checkpoints.
+The steps are those of the paper: features of all images; a recurrent state-space network over the visits; the asymmetry
+of the breasts and whether it persists; hazards. Module names are those of trained checkpoints.
 """
 
 from __future__ import annotations
@@ -26,31 +26,30 @@ class VMRAMaR(BaseRiskModel):
     """Asymmetry-aware longitudinal risk model: 21,492,302 parameters (4,635,150 trainable), 189 state-dict entries.
 
     forward(batch) reads `images` (B, T, 4, 1, H, W) float32 in [0, 1], H and W multiples of 32: T visits, the oldest
-    first, with the views L_CC, L_MLO, R_CC, R_MLO; and, where some are missing, `exam_mask` (B, T) and `view_mask`
-    (B, T, 4) bool, False for a visit or view that was not taken. Missing visits come before the first; neither they
-    nor missing views change any result, whatever their images hold. It returns, for the T visits,
+    first, with the views L_CC, L_MLO, R_CC, R_MLO; and, if some are missing, `exam_mask` (B, T) and `view_mask` (B, T,
+    4) bool, False for a missing visit or view. Missing visits come before the first one. Missing visits and views do
+    not change any result, whatever their images contain. It returns, for the T visits,
 
     `logit`, `probs` (B, 5): cumulative risk; `temporal_feature` (B, dim): the mean of `latent_tokens` (B, T, dim);
-    `states_down`, `states_up`: [(H, C)], each (B, T, dim); `temporal_output` (B, T, dim): decoded tokens;
-    `r_aa` (B, 1): asymmetry over the visits; `asymmetry_scores` (B, T), `asymmetry_coords` (B, T, 2): row and column of
-    the largest difference, seen from the left breast; `coord_valid` (B, T) bool. The last four only with asymmetry.
+    `states_down`, `states_up`: [(H, C)], each (B, T, dim); `temporal_output` (B, T, dim): decoded tokens; `r_aa` (B,
+    1): asymmetry over the visits; `asymmetry_scores` (B, T), `asymmetry_coords` (B, T, 2): row and column of the
+    largest difference, in the left breast; `coord_valid` (B, T) bool. The last four only with asymmetry.
 
     compat: "fixed" compares the left with the right breast; "reference" what the published code compares, CC with MLO
-        of the same breast, and takes every asymmetry as one that stays, as published checkpoints were scored.
-    freeze_image_encoder: the encoder stays as it is, statistics of its batch norms included.
-    input_norm: "mirai" standardises the encoder's input as the pretrained Mirai weights expect.
-    orientation: how left and right breasts lie in the images: "as_is", mirror-wise, as they were taken; "mirai", all
-        with the chest wall on the right. Features of mirrored images are not mirrored features: for the asymmetry of
-        images "as_is" right breasts are encoded a second time, mirrored (compat "fixed"). So a woman whose right
-        breast is the mirror image of the left has an asymmetry of exactly 0, in both.
-    embed_dim, depth, drop_path: width, blocks and stochastic depth of the temporal network.
-    asymmetry: False leaves out that branch, its parameters and outputs.
-    latent_size, asymmetry_mean, asymmetry_std: see `AsymmetryDetector`, also for what the first training batch sets.
-    threshold_ratio: how far, in shares of the grid's longer side, a difference may move and still be the same.
-    persistent_weight: what a visit counts more when its asymmetry stays.
+    of the same breast, and treats every asymmetry as persistent, as published checkpoints were scored.
+    freeze_image_encoder: freeze the encoder, with the statistics of its batch norms. input_norm: "mirai" standardises
+    the encoder's input as the pretrained Mirai weights expect. orientation: of left and right breasts in the images:
+    "as_is", as taken, mirrored to each other; "mirai", all with the chest wall on the right. Features of mirrored
+    images are not mirrored features: for the asymmetry of images "as_is" right breasts are encoded a second time,
+    mirrored (compat "fixed"). So a woman whose right breast is the mirror image of the left has an asymmetry of exactly
+    0, in both. embed_dim, depth, drop_path: width, blocks and stochastic depth of the temporal network. asymmetry:
+    False leaves out that branch, its parameters and outputs. latent_size, asymmetry_mean, asymmetry_std: see
+    `AsymmetryDetector`, also for what the first training batch sets. threshold_ratio: largest movement of a persistent
+    difference, as a share of the grid's longer side. persistent_weight: additional weight of a visit with a persistent
+    asymmetry.
 
-    No gradient reaches the decoding half of the temporal network, nor what mixes a hidden state into its second block;
-    checkpoints have both, so they are kept, but frozen.
+    No gradient reaches the decoding half of the temporal network, nor the layers that mix a hidden state into its
+    second block. Checkpoints have both, so they are kept, but frozen.
 
     Raises DataError for images or masks of the wrong shape and for samples without any image.
     """
@@ -98,7 +97,8 @@ class VMRAMaR(BaseRiskModel):
         visits = taken.any(dim=2)
         maps, mirrored = self.encode(images, taken)
 
-        # Missing images have features of 0, so the sum is that of the others. Autocast's short floats end here.
+        # Missing images have features of 0, so the sum is that of the others. From here on, no reduced precision of
+        # autocast.
         pooled = maps.amax(dim=(4, 5)).to(self.ahl.hazard_fc.weight.dtype)
         tokens = self.temporal_projection(pooled.sum(dim=2) / taken.sum(dim=2, keepdim=True).clamp(min=1))
         latent, states_down = self.vmrnn.Downsample(tokens, visits)
@@ -127,7 +127,7 @@ class VMRAMaR(BaseRiskModel):
     def encode(self, images: Tensor, taken: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features (B, T, 4, 512, h, w) of all images, and (B, T, 2, 512, h, w) of the mirrored right ones if needed.
 
-        Missing images are not encoded, so that they are in no statistics of batch norms; their features are 0.
+        Missing images are not encoded, so batch norms do not include them; their features are 0.
         """
         flat, known = images.flatten(0, 2), taken.flatten()
         twice = self.asymmetry and self.compat == "fixed" and self.orientation == "as_is"
@@ -145,7 +145,7 @@ class VMRAMaR(BaseRiskModel):
         return maps[:count].reshape(*taken.shape, *maps.shape[1:]), mirrored
 
     def detect(self, maps: Tensor, mirrored: Tensor | None, taken: Tensor) -> Asymmetry:
-        """The asymmetry of each visit, from pairs of maps that lie the same way."""
+        """The asymmetry of each visit, from pairs of maps with the same orientation."""
         if self.compat == "reference":  # pairs the first with the second view, the third with the fourth
             left, right = maps[:, :, 0::2], maps[:, :, 1::2].flip(-1)
             both = taken[:, :, 0::2] & taken[:, :, 1::2]
@@ -156,7 +156,7 @@ class VMRAMaR(BaseRiskModel):
         return found
 
     def threshold(self, height: int, width: int) -> float:
-        """How far a difference may move between visits, in cells of the grid, on maps (height, width)."""
+        """The largest movement of a persistent difference between visits, in grid cells, on maps (height, width)."""
         size = (height, width) if self.compat == "reference" else self.sad.grid(height, width)
         return self.threshold_ratio * max(size)
 
@@ -173,7 +173,7 @@ class VMRAMaR(BaseRiskModel):
 
 
 def taken_images(batch: dict[str, Any]) -> Tensor:
-    """Which images (B, T, 4) of a batch were taken: both masks in one, all of them where there are none."""
+    """Which images (B, T, 4) of a batch exist: both masks combined; all of them without masks."""
     images = batch["images"]
     shape = tuple(images.shape[:3])
     taken = torch.ones(shape, dtype=torch.bool, device=images.device)

@@ -21,13 +21,13 @@ Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
     """`x_i = exp(delta_i A) x_{i-1} + delta_i B_i u_i`, `y_i = <C_i, x_i> + D u_i`, with `x_0 = 0` before the start.
 
-    u (N, G * K, L) input of G groups with K channels each; delta (N, G * K, L) step sizes, not negative: where one is
-    0 the state stays as it is, as if that position were not there; A (G * K, S), negative, and D (G * K,) per channel;
-    B, C (N, G, S, L) shared by the channels of a group. Output (N, G * K, L). Computed, and returned, in float32
-    whatever the inputs and autocast say, in float64 where u is.
+    u (N, G * K, L) input of G groups with K channels each; delta (N, G * K, L) step sizes, not negative: with 0 the
+    state does not change, as if that position did not exist; A (G * K, S), negative, and D (G * K,) per channel; B, C
+    (N, G, S, L) shared by the channels of a group. Output (N, G * K, L). Computed and returned in float32 for all
+    inputs and under autocast, in float64 if u is float64.
 
-    The fused kernel of `mamba_ssm` is used where that package is installed, gives our values and gradients on this
-    device, and torch is not asked for deterministic algorithms, of which that kernel's backward pass is none.
+    The fused kernel of `mamba_ssm` is used if that package is installed, if it gives our values and gradients on this
+    device, and if torch's deterministic algorithms are off: its backward pass is not deterministic.
     """
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     with torch.autocast(u.device.type, enabled=False):
@@ -37,11 +37,11 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
 
 
 def parallel_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-    """`selective_scan` in ceil(log2 L) steps: arguments and result as there, all of one dtype.
+    """`selective_scan` in ceil(log2 L) steps: same arguments and result, all of one dtype.
 
     A position's update `x -> a x + b` is composed with that of the position 1, 2, 4, ... before it, until each is the
-    composition of all up to it. Only products and sums of the terms of the recurrence occur, so that nothing
-    overflows or cancels that would not in a loop; memory grows with L log L.
+    composition of all up to it. Only products and sums of the recurrence's terms occur, so overflow and cancellation
+    are the same as in a loop; memory grows with L log L.
 
     Source: "Data parallel algorithms" (Hillis and Steele), 1986.
     """
@@ -65,10 +65,10 @@ def fused_scan(device: torch.device, dtype: torch.dtype) -> Scan | None:
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # type: ignore[import-not-found]
     except ImportError:
-        level = logging.INFO if device.type == "cuda" else logging.DEBUG  # without CUDA it could not run anyway
+        level = logging.INFO if device.type == "cuda" else logging.DEBUG  # it needs CUDA
         log.log(level, "mamba_ssm is not installed: the selective scan runs in plain PyTorch")
         return None
-    except Exception as error:  # a compiled package can fail to load in many ways; none of them is needed
+    except Exception as error:  # a compiled package can fail to load in many ways, and it is optional
         log.warning("mamba_ssm cannot be loaded (%s); the selective scan runs in plain PyTorch instead", error)
         return None
     try:
@@ -91,7 +91,7 @@ def fused_scan(device: torch.device, dtype: torch.dtype) -> Scan | None:
 
 
 def _disagreement(scan: Scan, device: torch.device, dtype: torch.dtype) -> float:
-    """The largest difference of values and gradients of a scan from ours, relative to the largest of ours."""
+    """The largest difference between a scan's values and gradients and ours, relative to our largest value."""
     generator = torch.Generator().manual_seed(0)
     shapes = {"u": (2, 16, 5), "delta": (2, 16, 5), "A": (16, 4), "B": (2, 4, 4, 5), "C": (2, 4, 4, 5), "D": (16,)}
     drawn = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}

@@ -3,8 +3,8 @@
 Module names are those of trained checkpoints. Sources: "VMRNN: integrating vision Mamba and LSTM for efficient and
 accurate spatiotemporal forecasting", 2024; "VMamba: visual state space model", 2024.
 
-Visits are the columns of a map with one row. A missing visit is skipped by the scans, and is to the convolution what
-lies beyond the border: in front of a woman's first visit it changes nothing.
+Visits are the columns of a map with one row. The scans skip a missing visit, and the convolution treats it like the
+area outside the border: before a woman's first visit it changes nothing.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ State = tuple[Tensor, Tensor]
 class SS2D(nn.Module):
     """Selective scans of a map in four directions: maps (N, H, W, dim) in, the same out.
 
-    present: (N, H, W) bool, False where a position is missing; None, none is. d_state: size of the scans' state per
-    channel. expand: inner width, in dims.
+    present: (N, H, W) bool, False where a position is missing; None: no position is missing. d_state: size of the
+    scans' state per channel. expand: inner width, in dims.
     """
 
     def __init__(self, dim: int, d_state: int = 16, expand: int = 2) -> None:
@@ -84,7 +84,7 @@ def directions(x: Tensor) -> Tensor:
 
 
 class VSB(nn.Module):
-    """Vision state-space block on tokens (N, L, dim): `x + SS2D(LN(x))`, with a hidden state mixed in where given."""
+    """Vision state-space block on tokens (N, L, dim): `x + SS2D(LN(x))`, with a hidden state mixed in if given."""
 
     def __init__(self, dim: int, drop_path: float, d_state: int = 16) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class VSB(nn.Module):
 
 
 class VMRNNCell(nn.Module):
-    """An LSTM's cell whose one gate comes from state-space blocks: tokens (N, L, dim) and a state -> the next state.
+    """An LSTM cell whose single gate comes from state-space blocks: tokens (N, L, dim) and a state -> the next state.
 
     The state is (H, C), each (N, L, dim); `z = VSBs(x, H)`, `F = sigmoid(z)`, `C' = F (C + tanh z)`,
     `H' = F tanh C'`. Zero where a token is missing. `drop_path` is the last block's, rising linearly from 0.
@@ -160,7 +160,7 @@ class UpSample(DownSample):
 class VMRNN(nn.Module):
     """Both halves, with the key names of checkpoints; the model runs them.
 
-    The risk does not depend on the decoding half, and blocks after a cell's first get no hidden state: those
+    The risk does not depend on the decoding half, and only the first block of a cell gets a hidden state. The other
     parameters are kept, as checkpoints have them, but frozen.
     """
 

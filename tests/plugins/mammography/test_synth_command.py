@@ -71,5 +71,5 @@ def test_help_and_missing_folder():
 
 
 def test_the_entry_point_names_it():
-    value = "medtrain_plugins.mammography.commands:synth"
+    value = "medtrain_plugins.mammography.commands.data:synth"
     assert EntryPoint("data.synth.mammography", value, "medtrain.commands").load() is synth

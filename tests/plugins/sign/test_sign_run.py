@@ -166,13 +166,13 @@ import json, sys
 import torch
 from medtrain import Trainer, build_model
 from medtrain.data import Loader
-from medtrain.distributed import join, replicate
+from medtrain.runtime.distributed import join, replicate
 from medtrain.protocols.loss import as_terms
 from medtrain.training.step import combine
 from medtrain_plugins.sign import KArSL
-from medtrain_plugins.sign.augmentation import ClipAugmentation
-from medtrain_plugins.sign.dataset import collate
-from medtrain_plugins.sign.loss import ClassLoss
+from medtrain_plugins.sign.data.augmentation import ClipAugmentation
+from medtrain_plugins.sign.data.dataset import collate
+from medtrain_plugins.sign.model.loss import ClassLoss
 
 torch.set_num_threads(1)
 maps, out, batch_size = sys.argv[1], sys.argv[2], int(sys.argv[3])

@@ -1,1 +1,1 @@
-"""Runs and settings of ClinicaDL, taken over."""
+"""Import of ClinicaDL runs: their files, settings, networks and weights."""

@@ -1,4 +1,4 @@
-"""The files of a ClinicaDL 2.0 MAPS: each value is taken once, and what is damaged or left over is told by name."""
+"""The files of a ClinicaDL 2.0 MAPS: each value is read once; damaged files and unused values are reported by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EMPTY: tuple[Any, ...] = (None, False, {}, [], "")
 
 @dataclass
 class ImportReport:
-    """What came of an import. problems: files that are damaged or missing. unplaced: settings without a place here."""
+    """The report of an import. problems: damaged or missing files. unplaced: settings without a counterpart."""
 
     problems: list[str] = field(default_factory=list)
     unplaced: list[str] = field(default_factory=list)
@@ -25,37 +25,37 @@ class ImportReport:
     splits: list[int] = field(default_factory=list)
 
     def tell(self, lines: list[str], line: str) -> None:
-        """Add a line that is not there yet."""
+        """Adds a line, unless it is there already."""
         if line not in lines:
             lines.append(line)
 
 
 class Fields:
-    """The values of a JSON file, each taken once; `rest` tells of those nobody took."""
+    """The values of a JSON file, each read once; `rest` reports those that were not read."""
 
     def __init__(self, values: Mapping[str, Any], where: str, found: ImportReport) -> None:
         self.values = {key: value for key, value in values.items() if key != "name_"}
         self.name, self.where, self.found = str(values.get("name_", "")), where, found
 
     def take(self, key: str, default: Any = None) -> Any:
-        """A value, or the default where there is none or it is null."""
+        """A value, or the default if it is missing or null."""
         value = self.values.pop(key, None)
         return default if value is None else value
 
     def part(self, key: str) -> Fields:
-        """An object inside, under the same file's name."""
+        """A nested object, reported under the same file name."""
         value = self.values.pop(key, None)
         return Fields(value if isinstance(value, dict) else {}, f"{self.where}: {key}", self.found)
 
     def rest(self) -> None:
-        """Tell of every value that was not taken and says something."""
+        """Reports every value that was not read and is not empty."""
         for key, value in self.values.items():
             if value not in _EMPTY:
                 self.found.tell(self.found.unplaced, f"{self.where}: {key} = {json.dumps(value)[:120]}")
 
 
 class Files:
-    """The JSON files and tables below a folder. found: what was wrong with them."""
+    """The JSON files and tables in a folder. found: the report of their problems."""
 
     def __init__(self, maps: Path) -> None:
         self.maps, self.found = maps, ImportReport()
@@ -80,7 +80,7 @@ class Files:
         return Fields(self.json(name), name, self.found)
 
     def table(self, name: str, columns: tuple[str, ...] = (), optional: bool = False) -> pd.DataFrame | None:
-        """A table that has these columns, or None."""
+        """A table with these columns, or None."""
         path = self.maps / name
         if not path.is_file():
             if not optional:

@@ -1,7 +1,7 @@
-"""A MAPS of ClinicaDL 2.0, the directory its trainings leave, as a run directory: what it was trained with and on,
-how it went, and its weights where the network is one of MONAI's.
+"""Imports a MAPS of ClinicaDL 2.0 (the directory of its trainings) as a run directory.
 
-Everything that is read is accounted for: a damaged file is a problem, a setting without a counterpart is named.
+It has configuration, data, history, and the weights if the network is one of MONAI's. Everything is accounted for: a
+damaged file is a problem, and a setting without a counterpart is named.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import Any
 
 import pandas as pd
 from medtrain import ImportedCheckpoint, ImportedSplit, Split, write_run
-from medtrain.config import Layers, RunConfig
+from medtrain.config import RunConfig, configure
 from medtrain.errors import ConfigError, MedtrainError, UsageError
-from medtrain.plugins import Plugins
 from medtrain.protocols import load_state
 from medtrain.weights import read_state
 from torch import Tensor
@@ -32,10 +31,10 @@ LOSSES = {"MSELoss": "mse", "L1Loss": "l1", "HuberLoss": "huber", "SmoothL1Loss"
 
 
 def import_maps(maps: Path, out: Path, split: int | None = None, images: Path | None = None) -> ImportReport:
-    """Write the run directory `out` from the MAPS in `maps`; returns what was found on the way.
+    """Writes the run directory `out` from the MAPS in `maps`; returns the report.
 
-    split: only this one. images: the BIDS or CAPS tree, where it is not where the MAPS recorded it. Raises UsageError
-    when `maps` is no MAPS or has no such split.
+    split: only this one. images: the BIDS or CAPS tree, if it has moved since. Raises UsageError if `maps` is not a
+    MAPS or does not have the split.
     """
     if not (maps / "model.json").exists() and not (maps / "training").is_dir():
         raise UsageError(f"{maps}: not a MAPS of ClinicaDL 2.0 (neither model.json nor the folder training)")
@@ -56,7 +55,7 @@ def import_maps(maps: Path, out: Path, split: int | None = None, images: Path | 
 
 
 class _Reader(MapsSettings):
-    """What the files of a MAPS come to here, split by split."""
+    """The parts of a run directory from the files of a MAPS, split by split."""
 
     # --- one split
 
@@ -96,14 +95,10 @@ class _Reader(MapsSettings):
         )
 
     def config(self, values: dict[str, Any]) -> RunConfig:
-        """The configuration; a section that cannot be used here is told of and left at its defaults."""
-        plugins = Plugins.of(["brain"])
+        """The configuration; a section that cannot be used is reported and keeps its defaults."""
         while True:
-            layers = Layers()
-            layers.add({"run": {"plugins": ["brain"]}}, "import")
-            layers.add(values, SOURCE)
             try:
-                return layers.build(plugins.options())
+                return configure(["brain"], {SOURCE: values})
             except ConfigError as error:
                 bad = [name for name in ("scheduler", "early_stopping", "optimization") if f" {name}." in str(error)]
                 if not bad:
@@ -112,7 +107,7 @@ class _Reader(MapsSettings):
                 values = {**values, bad[0]: {}}
 
     def groups(self, number: int) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-        """The rows of each group with what is known of them; and the results on test groups, by checkpoint."""
+        """The rows of each group with their columns, and the results on test groups, by checkpoint."""
         groups = {}
         for name in ("train", "validation"):
             rows = self.rows(f"training/data/{name}/split-{number}")
@@ -131,7 +126,7 @@ class _Reader(MapsSettings):
         return groups, tests
 
     def rows(self, folder: str) -> pd.DataFrame | None:
-        """Participants and sessions of data.tsv, with the columns that dataset.json has of them."""
+        """Participants and sessions of data.tsv, with their columns in dataset.json."""
         rows = self.table(f"{folder}/data.tsv", ("participant_id", "session_id"))
         described = self.json(f"{folder}/dataset.json").get("data")
         if rows is None or not isinstance(described, dict):
@@ -145,7 +140,7 @@ class _Reader(MapsSettings):
             return rows
 
     def data(self, groups: dict[str, pd.DataFrame], options: dict[str, Any]) -> Split | None:
-        """The groups as data sets, where the tree is there; settles classes and the shape of images."""
+        """The groups as datasets, if the tree exists; sets the classes and the shape of images."""
         label, task = options["label"], options["task"]
         labelled = task in ("classification", "regression")
         missing = [name for name, rows in groups.items() if labelled and label not in rows]
@@ -181,7 +176,7 @@ class _Reader(MapsSettings):
             return None
 
     def classes(self, values: list[Any]) -> list[str]:
-        """The classes by number: labels there are numbers, and a class that no label names has its number's name."""
+        """The names of classes by number; a class without a label has its number as its name."""
         names = {cell_text(value) for value in values}
         count = 2 if self.two_classes else int((self.model.get("network") or {}).get("num_outputs", 2))
         numbers = [str(number) for number in range(count)]
@@ -191,12 +186,12 @@ class _Reader(MapsSettings):
             )
         return numbers
 
-    # --- how it went
+    # --- the history
 
     def history(
         self, number: int, train: pd.DataFrame | None, values: dict[str, Any]
     ) -> tuple[list[dict[str, Any]], int]:
-        """One record per epoch, and the optimizer steps of an epoch."""
+        """One record per epoch, and the number of optimizer steps of an epoch."""
         folder = f"training/split-{number}"
         losses = self.table(f"{folder}/logs/training_loss.tsv")
         scores = self.table(f"{folder}/validation_metrics/aggregated.tsv", ("epoch",))
@@ -230,7 +225,7 @@ class _Reader(MapsSettings):
         return records, steps
 
     def rates(self, folder: str, records: list[dict[str, Any]]) -> None:
-        """The last learning rate of each epoch, where one was logged."""
+        """The last learning rate of each epoch, if it was logged."""
         for path in sorted((self.maps / folder / "logs/learning_rates").glob("*.tsv")):
             table = self.table(str(path.relative_to(self.maps)), ("epoch",))
             if table is None:
@@ -256,7 +251,7 @@ class _Reader(MapsSettings):
     # --- the weights
 
     def network(self, options: dict[str, Any]) -> None:
-        """The network here that is the one there, if there is one."""
+        """The counterpart of the MAPS's network, or None."""
         described = self.model.get("network") or {}
         try:
             if not described:
@@ -279,7 +274,7 @@ class _Reader(MapsSettings):
             )
 
     def checkpoint(self, path: Path, steps: int, epochs: int, config: RunConfig) -> ImportedCheckpoint | None:
-        """The weights in a model.pt, under our names where the network is here; None when they cannot be read."""
+        """The weights in a model.pt, with our names if the network has a counterpart; None if they cannot be read."""
         where = str(path.relative_to(self.maps))
         folder = path.parent.name
         if folder == "final":
@@ -316,7 +311,7 @@ class _Reader(MapsSettings):
 
 
 def _visits(rows: pd.DataFrame) -> list[Visit]:
-    """In the order in which our data sets have them."""
+    """In the order of our datasets."""
     pairs = zip(rows["participant_id"].astype(str), rows["session_id"].astype(str), strict=True)
     return sorted((Visit(*pair) for pair in pairs), key=order)
 

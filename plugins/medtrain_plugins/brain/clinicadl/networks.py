@@ -1,5 +1,4 @@
-"""Networks of ClinicaDL 2.0 that are MONAI's under other names: how to build them here, and what their weights are
-called."""
+"""Networks of ClinicaDL 2.0 that are MONAI's under other names: how to build them, and the names of their weights."""
 
 from __future__ import annotations
 
@@ -24,17 +23,17 @@ RES_BLOCKS = {
     "ResNet101": ("bottleneck", [3, 4, 23, 3]),
     "ResNet152": ("bottleneck", [3, 8, 36, 3]),
 }
-EXPANSION = 4  # of MONAI's bottlenecks
+EXPANSION = 4  # channel factor of MONAI's bottlenecks
 _PLAIN = ("celu", "elu", "gelu", "leakyrelu", "mish", "relu", "relu6", "selu", "sigmoid", "tanh")  # without parameters
 
 
 class NoCounterpartError(Exception):
-    """Why a network cannot be built here."""
+    """The reason why a network has no counterpart."""
 
 
 @dataclass(frozen=True)
 class Counterpart:
-    """A network of MONAI. names: (pattern, replacement) from keys there to keys here. out: its last layer."""
+    """A network of MONAI. names: (pattern, replacement) from ClinicaDL's keys to MONAI's. out: its last layer."""
 
     network: str
     options: dict[str, Any]
@@ -42,14 +41,14 @@ class Counterpart:
     out: str
 
     def rename(self, key: str) -> str:
-        """The name here of a tensor of the network."""
+        """MONAI's name of a tensor."""
         for pattern, replacement in self.names:
             key = re.sub(pattern, replacement, key)
         return key
 
 
 def counterpart(described: Mapping[str, Any], drops_sigmoid: bool) -> Counterpart:
-    """The same network here, by its description in model.json. drops_sigmoid: one at the end is the loss's affair.
+    """The same network in MONAI, from its description in model.json. drops_sigmoid: the loss has the final sigmoid.
 
     Raises NoCounterpartError.
     """
@@ -112,9 +111,9 @@ def _res_net(values: Mapping[str, Any]) -> Counterpart:
 
 
 def convert(state: Mapping[str, Tensor], found: Counterpart, two_classes: bool) -> dict[str, Tensor]:
-    """The weights under the names of MONAI's network.
+    """The weights with the names of MONAI's network.
 
-    two_classes: the one logit z becomes the two (0, z), whose softmax is (1 - sigmoid(z), sigmoid(z)).
+    two_classes: the logit z becomes the logits (0, z), whose softmax is (1 - sigmoid(z), sigmoid(z)).
     """
     converted = {found.rename(key): tensor for key, tensor in state.items()}
     if two_classes:

@@ -1,4 +1,4 @@
-"""How a training of ClinicaDL 2.0 was configured, in the words of this configuration; what has no place is told."""
+"""The settings of a ClinicaDL 2.0 training as a medtrain configuration; settings without a counterpart are reported."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MapsSettings(Files):
             for key in ("num_epochs", "accumulation_steps", "evaluation_interval", "clip_grad_norm", "clip_grad_value")
         }
         section["clip_norm_type"] = optimization.take("grad_norm_type")
-        optimization.take("reset_model")  # every split here starts from weights of its own
+        optimization.take("reset_model")  # in medtrain every split starts from weights of its own
         optimization.rest()
         section |= self.optimizer()
         values["optimization"] = {key: value for key, value in section.items() if value is not None}
@@ -128,7 +128,7 @@ class MapsSettings(Files):
     # --- the data
 
     def options(self, number: int) -> dict[str, Any]:
-        """The plugin's options, as far as they follow from the loss and the data set."""
+        """The plugin's options that follow from the loss and the dataset."""
         model = Fields(self.model, "model.json", self.found)
         loss, label = model.part("loss"), model.take("label_key", "label")
         network = self.model.get("network") or {}
@@ -160,7 +160,7 @@ class MapsSettings(Files):
         return options
 
     def dataset(self, number: int) -> dict[str, Any]:
-        """What dataset.json says of file type, tree and transforms."""
+        """File type, tree and transforms of dataset.json."""
         there = self.fields(f"training/data/train/split-{number}/dataset.json")
         recorded = Path(there.part("bids").take("path", ""))
         self.tree = self.images or recorded

@@ -1,1 +1,1 @@
-"""Commands for brain images."""
+"""The commands for brain images: data, saliency, and the import of ClinicaDL runs."""

@@ -144,7 +144,7 @@ def check(
 
 
 def _file_type(text: str) -> Any:
-    """The name of a preset, or the table that a JSON text is."""
+    """The name of a preset, or the table of a JSON text."""
     from medtrain.errors import UsageError
 
     if not text.lstrip().startswith("{"):
@@ -156,7 +156,7 @@ def _file_type(text: str) -> Any:
 
 
 def _read_steps(path: Path) -> list[Any]:
-    """The list `transforms` of a TOML file: at its top, or where a configuration has it."""
+    """The list `transforms` of a TOML file: at its top level, or as in a configuration."""
     from medtrain.config import read_toml
     from medtrain.errors import UsageError
 

@@ -1,1 +1,1 @@
-"""From BIDS and CAPS folders to samples."""
+"""From BIDS and CAPS folders to samples: files, tables, volumes, transforms, caches, datasets."""

@@ -1,4 +1,4 @@
-"""A tree of brain images, BIDS raw, a BIDS derivative or CAPS: walked once, its files found by entities, its tables.
+"""A tree of brain images (BIDS raw, a BIDS derivative or CAPS): its files, found by entities, and its tables.
 
 sub-01/ses-M000/anat/sub-01_ses-M000_T1w.nii.gz              raw, or a derivative
 subjects/sub-01/ses-M000/t1_linear/sub-01_..._T1w.nii.gz     CAPS
@@ -22,7 +22,7 @@ from medtrain.errors import DataError, first_lines
 from medtrain_plugins.brain.data.caps import FileType
 
 DESCRIPTION = "dataset_description.json"
-ONLY_SESSION = "ses-1"  # what the session of a participant without session folders is called
+ONLY_SESSION = "ses-1"  # the session name of a participant without session folders
 KEYS = ["participant_id", "session_id"]
 
 
@@ -37,7 +37,7 @@ class Visit(NamedTuple):
 
 
 class VisitFile(NamedTuple):
-    """A file of a visit. folder: below that of the session, for example `anat`."""
+    """A file of a visit. folder: inside the session's folder, for example `anat`."""
 
     folder: str
     name: str
@@ -57,7 +57,7 @@ def _natural(text: str) -> tuple[Any, ...]:
 class Tree:
     """The files of a tree of brain images by visit, from one walk over its folders.
 
-    root: folder with `dataset_description.json`. Raises DataError when it is none, or has no participants.
+    root: folder with `dataset_description.json`. Raises DataError if it is not such a folder, or has no participants.
     Attributes: `root`; `description` (of the data set); `is_caps`; `files`: the files of each Visit (a visit may have
     none).
     """
@@ -86,7 +86,7 @@ class Tree:
                 yield Visit(subject.name, ONLY_SESSION), list(_files(subject.path))
 
     def derivative(self, pipeline: str) -> Tree:
-        """The tree `derivatives/<pipeline>` of this one, or this one for an empty name."""
+        """The tree `derivatives/<pipeline>`, or this tree for an empty name."""
         if not pipeline:
             return self
         if pipeline not in self._derivatives:
@@ -98,7 +98,7 @@ class Tree:
         return self._derivatives[pipeline]
 
     def find(self, kind: FileType) -> tuple[dict[Visit, str], dict[Visit, str]]:
-        """The one file of this type of every visit; and, for visits where several fit, what is wrong."""
+        """The single file of this type for every visit, and the problem of visits with several matching files."""
         found: dict[Visit, str] = {}
         ambiguous: dict[Visit, str] = {}
         for visit, files in self.derivative(kind.pipeline).files.items():
@@ -147,7 +147,7 @@ class Tree:
             header, rows, lines = read_cells(path)
             if "session_id" not in header:
                 raise DataError(f"{path}: there is no column 'session_id'; there are: {', '.join(header)}")
-            # Some tables have a participant_id as well: the folder's counts.
+            # Some tables also have a participant_id: the folder's name is used.
             names = tuple("" if name == "participant_id" else name for name in header)
             _, places, cells = alike.setdefault(names, (path, [], []))
             places += [f"{path.name}:{line}" for line in lines]
@@ -160,9 +160,9 @@ class Tree:
         return tables
 
     def table(self) -> pd.DataFrame:
-        """All visits that the folders or the tables know, in order, with the columns of both tables.
+        """All visits of the folders or the tables, in order, with the columns of both tables.
 
-        A column that both have is the session's where it says something.
+        For a column of both tables, the session's value is used unless it is missing.
         """
         visits = set(self.files)
         if self.sessions is not None:
@@ -171,7 +171,7 @@ class Tree:
         return self.join(pd.DataFrame(ordered, columns=KEYS))
 
     def join(self, visits: pd.DataFrame) -> pd.DataFrame:
-        """`visits` (with the columns of `KEYS`) with what the tables say of them; its own columns are kept."""
+        """`visits` (with the columns of `KEYS`) with the columns of the tables; its own columns are kept."""
         joined = visits
         for table, keys in ((self.sessions, KEYS), (self.participants, KEYS[:1])):
             if table is None:

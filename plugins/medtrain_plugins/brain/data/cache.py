@@ -1,10 +1,10 @@
-"""What has been read and transformed, kept for the next epoch: in memory, shared by loader processes, or on disk.
+"""Caches of read and transformed images for the next epoch: in memory, shared by loader processes, or on disk.
 
-Arrays are kept in the type they were read in, so that 16-bit images take half the memory of what the network gets.
+Arrays keep the type they were read in, so 16-bit images take half the memory of the network's input.
 
-On disk, a cache is a folder with `index.json`, which names the file with all arrays, one after the other, and says for
-each where it is and which source (path, size, time, SHA-256) it was made from. The index is written last and in one
-step, so a cache is complete or not there; sources that changed since are read again when the cache is opened.
+On disk, a cache is a folder with `index.json`, which names the file with all arrays, one after the other, and gives for
+each its position and its source (path, size, time, SHA-256). The index is written last and in one step, so a cache is
+complete or does not exist. Sources that changed are read again when the cache is opened.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Kind(NamedTuple):
 
 
 def offsets_of(kinds: Sequence[Kind]) -> tuple[list[int], int]:
-    """Where arrays begin when they lie one after the other, and where the last ends."""
+    """The offsets of arrays that lie one after the other, and the end of the last."""
     offsets, end = [], 0
     for kind in kinds:
         offsets.append(end)
@@ -57,10 +57,10 @@ def offsets_of(kinds: Sequence[Kind]) -> tuple[list[int], int]:
 
 
 class MemoryCache:
-    """Arrays by number, in memory that processes forked from this one share: what one has read, all have.
+    """Arrays by number, in memory shared with forked processes: an array read by one is there for all.
 
-    kinds: what each array is expected to be. An array that turns out otherwise is kept by the process that read it.
-    A process that is not forked (but spawned) starts with an empty cache. Raises ConfigError when it cannot fit.
+    kinds: the expected shape and type of each array. An array of another kind is kept only by the process that read it.
+    A spawned process starts with an empty cache. Raises ConfigError if the arrays do not fit.
     """
 
     def __init__(self, kinds: Sequence[Kind]) -> None:
@@ -71,7 +71,7 @@ class MemoryCache:
                 f"cache: the images take {size / 2**30:.1f} GiB, this machine has {memory / 2**30:.1f} GiB of memory; "
                 "use the cache on disk"
             )
-        # Anonymous, so that no limit of /dev/shm applies; a page takes memory once it is written.
+        # Anonymous memory, so that no limit of /dev/shm applies; a page takes memory once it is written.
         self._memory = mmap.mmap(-1, max(size, 1))
         self._filled = np.frombuffer(mmap.mmap(-1, max(len(self.kinds), 1)), np.uint8)
         self._own: dict[int, Array] = {}
@@ -80,7 +80,7 @@ class MemoryCache:
         return MemoryCache, (self.kinds,)
 
     def get(self, number: int) -> Array | None:
-        """The array, read-only, or None when nobody has read it yet."""
+        """The array, read-only, or None if no process has read it yet."""
         if not self._filled[number]:
             return self._own.get(number)
         kind = self.kinds[number]
@@ -89,7 +89,7 @@ class MemoryCache:
         return array
 
     def put(self, number: int, array: Array) -> None:
-        """Keep a copy. Two processes may do so at once: they write the same."""
+        """Keeps a copy. Two processes may do so at once: they write the same values."""
         kind = self.kinds[number]
         if Kind(array.shape, array.dtype.str) != kind:
             self._own[number] = array.copy()
@@ -110,7 +110,7 @@ class Source(NamedTuple):
 
 
 class DiskCache:
-    """Arrays by number in one memory-mapped file. Made by `open_cache`."""
+    """Arrays by number in one memory-mapped file, made by `open_cache`."""
 
     def __init__(self, path: str | Path, kinds: Sequence[Kind], offsets: Sequence[int]) -> None:
         self.path, self.kinds, self.offsets = str(path), list(kinds), list(offsets)
@@ -132,11 +132,11 @@ class DiskCache:
 def open_cache(
     folder: str | Path, sources: Sequence[Source], settings: dict[str, Any], make: Callable[[int], Array]
 ) -> DiskCache:
-    """The cache in `folder` for these sources, made or brought up to date first.
+    """The cache in `folder` for these sources, which is made or updated first.
 
-    settings: whatever else arrays follow from (transforms, orientation); others than those it was made with make it
-    anew. make: the array of a source by its number. Processes that open the same folder at once wait for each other.
-    Raises DataError for a folder that holds something else.
+    settings: everything else that arrays depend on (transforms, orientation); with changed settings the cache is made
+    again. make: the array of a source by its number. Processes that open the same folder wait for each other. Raises
+    DataError for a folder with other content.
     """
     folder = Path(folder)
     _refuse_foreign(folder)
@@ -146,7 +146,7 @@ def open_cache(
         reused = {entry["name"]: entry for entry in old["entries"]} if old else {}
         kept = {s.name: reused[s.name] for s in sources if s.name in reused and _is_current(reused[s.name], s)}
         if old is None or len(kept) < len(sources):
-            # Those of other sources stay: a run on a part of the images must not take the rest from the others.
+            # Arrays of other sources stay: a run on a part of the images must not remove those of other runs.
             others = {name: entry for name, entry in reused.items() if name not in {s.name for s in sources}}
             old = _write(folder, sources, settings, make, old, kept, list(others.values()))
             kept = {entry["name"]: entry for entry in old["entries"]}
@@ -176,7 +176,7 @@ def _write(
                 name, origin = entry["name"], entry["sources"]
                 unchanged += 1
             else:
-                # Looked at before it is read: a change in between is seen as one next time.
+                # Size and time are taken before reading: a change during reading is detected the next time.
                 name, origin = sources[number].name, [_fingerprint(path) for path in sources[number].files]
                 array = np.ascontiguousarray(make(number))
             file.write(b"\0" * (end - file.tell()))
@@ -194,7 +194,7 @@ def _write(
         "entries": entries,
     }
     write_json(folder / INDEX, index)
-    # Who has the old file open keeps it until the end.
+    # Processes with the old file open keep it.
     for other in folder.glob("images-*.bin"):
         if other.name != data:
             other.unlink(missing_ok=True)
@@ -210,7 +210,7 @@ def _mapped_entries(folder: Path, index: dict[str, Any], entries: Sequence[dict[
 
 
 def _read_index(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The index when it is of this version and these settings, and its data are there in full."""
+    """The index, if it has this version and these settings and its data are complete; else None."""
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         usable = (
@@ -225,7 +225,7 @@ def _read_index(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None
 
 
 def _is_current(entry: dict[str, Any], source: Source) -> bool:
-    """Whether the files are those the array was made from: by size and time, or else by content."""
+    """Whether the array was made from these files: by size and time, else by content."""
     if [known["path"] for known in entry["sources"]] != list(source.files):
         return False
     for known in entry["sources"]:
@@ -255,7 +255,7 @@ def _sha256(path: str) -> str:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a file that other processes hold too, one at a time; they wait."""
+    """Locks a file; other processes wait for it."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

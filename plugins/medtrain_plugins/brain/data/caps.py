@@ -1,4 +1,4 @@
-"""What to look for in a tree of brain images: file types, and those that BIDS and Clinica's CAPS know by name."""
+"""File types in a tree of brain images, and the presets of BIDS and Clinica's CAPS."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _EXTENSIONS = (".nii.gz", ".nii")
 
 
 class FileType(SectionModel):
-    """Files by the parts of their BIDS name, `sub-01_ses-M000_space-MNI_T1w.nii.gz` for example.
+    """Files by the parts of their BIDS name, such as `sub-01_ses-M000_space-MNI_T1w.nii.gz`.
 
     Values of entities are regular expressions that the whole value must match; `.*` is any value.
     """
@@ -49,7 +49,7 @@ class FileType(SectionModel):
         return value
 
     def matches(self, datatype: str, name: str) -> bool:
-        """Whether a file of this name, in this folder of its session, is of this type."""
+        """Whether a file with this name, in this folder of its session, has this type."""
         extension = next((end for end in self.extension if name.endswith(end)), None)
         if extension is None:
             return False
@@ -69,7 +69,7 @@ class FileType(SectionModel):
         return all(has) and not any(has_not)
 
     def describe(self) -> str:
-        """The name such a file has, in words short enough for a message."""
+        """A short description of the file's name, for messages."""
         entities = "".join(f"_{name}-{pattern}" for name, pattern in self.with_entities.items())
         folder = f"{self.datatype}/" if self.datatype else ""
         return f"{folder}*{entities}_{self.suffix}{{{','.join(self.extension)}}}"
@@ -106,7 +106,7 @@ def dwi_dti(
     return FileType(suffix=measure, datatype=folder, with_entities=entities)
 
 
-# Raw images may come in several versions (rec-, run-, echo-, part-); which one is meant, with_entities tells.
+# Raw images may have several versions (rec-, run-, echo-, part-); with_entities chooses one.
 PRESETS: dict[str, FileType] = {
     "T1w": FileType(suffix="T1w", datatype="anat"),
     "T2w": FileType(suffix="T2w", datatype="anat"),
@@ -125,7 +125,7 @@ PRESETS: dict[str, FileType] = {
 
 
 def as_file_type(given: FileType | dict[str, Any] | str, where: str = "file_type") -> FileType:
-    """A file type from a preset's name (`T1Linear`, `t1-linear`), from a table, or a table that changes a preset.
+    """A file type from a preset's name (`T1Linear`, `t1-linear`), a table, or a table that changes a preset.
 
     `{"preset": "PetLinear", "with_entities": {"trc": "18FFDG"}}` adds to the preset's entities. where: the key that
     errors name. Raises ConfigError.

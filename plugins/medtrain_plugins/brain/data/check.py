@@ -1,4 +1,4 @@
-"""What is wrong with the images of a tree, told without training on them."""
+"""The problems of the images of a tree, without training on them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_tree(
     canonical: bool = False,
     contents: bool = True,
 ) -> tuple[int, list[str]]:
-    """How many images can be used, and what is wrong with the others, one line for each.
+    """The number of usable images, and the problem of each other one, one line each.
 
     contents: also decode every file: damage, voxels that are not finite, blank images, masks that are not whole numbers
     or empty. Arguments as for `BidsDataset`.

@@ -1,4 +1,4 @@
-"""Which of the wanted sessions can be used, and what is wrong with the others: looked at before anything is read."""
+"""Which of the requested sessions can be used, and the problems of the others, before any image is read."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from medtrain_plugins.brain.data.volumes import Header, is_nifti, read_header, s
 
 
 class Cohort:
-    """What of the wanted sessions can be used, and why not the rest: everything is looked at before it is told.
+    """Which of the requested sessions can be used, and why not the others; all problems are collected.
 
-    rows: the wanted sessions. usable: those without a problem, with their `paths`, `mask_paths` and `headers`.
-    problems: by session, or by participant without one. everyone: in participants.tsv must be there. alike: images must
-    have one shape.
+    rows: the requested sessions. usable: those without a problem, with their `paths`, `mask_paths` and `headers`.
+    problems: by session, or by participant for one without sessions. everyone: all of participants.tsv must be there.
+    alike: images must have one shape.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Cohort:
         self.headers = [headers[visit] for visit in chosen]
 
     def _check_shapes(self, headers: dict[Visit, Header], dimensions: int, images: dict[Visit, str]) -> None:
-        """Images of a batch must be alike: those that differ from most are a problem, unless transforms follow."""
+        """Images of a batch must have one shape: images unlike most others are a problem, unless transforms follow."""
         shapes = {v: h.spatial(dimensions) for v, h in headers.items() if str(v) not in self.problems}
         if not shapes:
             return

@@ -25,10 +25,10 @@ T = TypeVar("T")
 class ArrayDataset:
     """Images in memory, with the samples of `BidsDataset`.
 
-    images: (N, C, D, H, W) or (N, C, H, W), as floats, which are shared, or other numbers. labels: (N,) whole numbers
-    for classes, floats for regression. participants, sessions: one per image; without sessions, each participant has
-    one image. masks: (N, 1, ...) whole numbers. transforms, augmentations: as for `BidsDataset`; the former are done
-    here, once. spacing: size of a voxel in mm along each axis; default: 1.
+    images: (N, C, D, H, W) or (N, C, H, W); floats are not copied, other numbers are converted. labels: (N,) whole
+    numbers for classes, floats for regression. participants, sessions: one per image; without sessions, each
+    participant has one image. masks: (N, 1, ...) whole numbers. transforms, augmentations: as for `BidsDataset`;
+    `transforms` run once, here. spacing: size of a voxel in mm along each axis; default: 1.
     """
 
     def __init__(
@@ -113,10 +113,10 @@ class ArrayDataset:
 
 
 class ConcatDataset:
-    """Several cohorts as one. A participant is one of a cohort: equal ids of two cohorts are two persons.
+    """Several cohorts as one dataset. Equal ids in two cohorts are two different participants.
 
-    datasets: by the cohort's name, which is put before the ids of samples and participants: `ADNI:sub-01`. Samples also
-    have the text `cohort`.
+    datasets: by the cohort's name, which is the prefix of the ids of samples and participants: `ADNI:sub-01`. Samples
+    also have the text `cohort`.
     """
 
     def __init__(self, datasets: Mapping[str, Any]) -> None:
@@ -132,7 +132,7 @@ class ConcatDataset:
         self.sessions = _joined(parts, "sessions")
         self.classes = _joined(parts, "classes")
         strata = _joined(parts, "strata")
-        # A split is balanced by cohort as well.
+        # A split is also balanced by cohort.
         self.strata = [f"{name} {'' if strata is None else strata[k]}" for k, (name, _) in enumerate(self._places)]
         self.deterministic = all(getattr(part, "deterministic", False) for part in parts)
         names = {tuple(found) for part in parts if (found := getattr(part, "class_names", None))}
@@ -157,12 +157,12 @@ class ConcatDataset:
 
 
 class PairedDataset:
-    """Several images of each visit, in register: one sample for each that all datasets have.
+    """Several registered images of each visit: one sample for each visit that all datasets have.
 
-    datasets: by the name of what they show, for example {"t1w": ..., "flair": ...}; ids, labels and masks are those of
-    the first. channels: stack the images as channels of `image`; otherwise they are under the names of their datasets.
+    datasets: by the name of the image, for example {"t1w": ..., "flair": ...}; ids, labels and masks are those of the
+    first. channels: stack the images as channels of `image`; otherwise their keys are the names of the datasets.
     augmentations: random transforms of MONAI, drawn once for all images of a sample; the datasets themselves must have
-    none. missing: what becomes of samples that not all have, "error" or "skip".
+    none. missing: for visits that some dataset lacks, "error" or "skip".
     """
 
     def __init__(
@@ -237,15 +237,15 @@ class PairedDataset:
 
 
 class UnpairedDataset:
-    """Images of two datasets that do not belong together, paired at random, anew in every epoch of training.
+    """Images of two unrelated datasets, paired at random, differently in every epoch of training.
 
     datasets: two, by name, whose images are the keys of a sample; `sample_id`, `participant_id`, `session_id` and
-    labels are those of the first, and `partner_id` (text) is the sample the second image is of. As many samples as the
-    first has; `oversample`: as the larger has, the first repeating itself.
+    labels are those of the first, and `partner_id` (text) is the id of the second sample. It has as many samples as the
+    first dataset; with `oversample` as many as the larger one, and the first is repeated.
 
-    The partner is drawn from torch's generator, which is seeded for every training sample, so a pairing follows from
-    the run's seed, the epoch and the place in it. `evaluation()` pairs in order instead. Only the first dataset's
-    participants are known to a split: pair the datasets of each group, after splitting both.
+    The partner is drawn from torch's generator, which is seeded for every training sample, so the pairing depends on
+    the run's seed, the epoch and the position in it. `evaluation()` pairs in order instead. A split only sees the first
+    dataset's participants: split both datasets first, then pair those of each group.
     """
 
     deterministic = False
@@ -302,7 +302,7 @@ def _without_augmentations(dataset: T) -> T:
 
 
 def _joined(parts: Sequence[Any], name: str) -> list[Any] | None:
-    """An attribute of all parts, one after the other; None when one does not have it."""
+    """An attribute of all parts, concatenated; None if one part does not have it."""
     found = [getattr(part, name, None) for part in parts]
     return None if any(values is None for values in found) else [value for values in found for value in values or ()]
 

@@ -1,4 +1,4 @@
-"""Brain images of a BIDS or CAPS tree as samples: which there are, what is wrong with them, how one is read."""
+"""Brain images of a BIDS or CAPS tree as samples: which images there are, their problems, and how they are read."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ Task = Literal["classification", "regression", "segmentation", "reconstruction"]
 Exclude = Literal["strict", "skip"]
 CacheKind = Literal["none", "memory", "disk"]
 
-_BINS = 4  # of a continuous column that a split is balanced by
-_CONTINUOUS = 10  # a column of numbers with more values than this is one
+_BINS = 4  # bins of a continuous column, for balanced splits
+_CONTINUOUS = 10  # a column of numbers with more values than this is continuous
 
 
 class BidsDataset:
@@ -49,17 +49,15 @@ class BidsDataset:
     (3,) int64, the first voxel, which padding may put beyond the border, and `image_shape` (3,) int64. Each of
     `columns` comes as float32, or as text where it is text.
 
-    bids: folder of the tree. file_type, masks: a preset's name or a table, see `caps.as_file_type`.
-    data: table (path, or rows as a DataFrame or dict of columns) with `participant_id` and perhaps `session_id`, which
-    chooses and describes the sessions; default: all that the tree has. Columns it lacks come from the tree's tables.
-    label: the column to predict. class_names: its values in the order of classes; default: those there are, sorted.
-    stratify: columns a split is balanced by; default: the label, when it is a class.
-    extraction: table of `ExtractionOptions`. transforms: of MONAI, done once, before the cache and the extraction.
-    augmentations: of MONAI, drawn anew for every sample from torch's generator, in training; `evaluation()` is the
-    same dataset without them.
-    cache: keep what was read and transformed in "memory", or on "disk" in `cache_dir`.
-    exclude: "strict" raises DataError for whatever cannot be used, all of it at once; "skip" leaves it out and lists it
-    in `about`. non_finite: what becomes of voxels that are NaN or infinite, "error" or "zero".
+    bids: folder of the tree. file_type, masks: a preset's name or a table, see `caps.as_file_type`. data: table (path,
+    or rows as a DataFrame or dict of columns) with `participant_id` and perhaps `session_id`, which chooses and
+    describes the sessions; default: all of the tree. Other columns come from the tree's tables. label: the column to
+    predict. class_names: its values in the order of classes; default: all values, sorted. stratify: columns that splits
+    balance; default: the label, if it is a class. extraction: table of `ExtractionOptions`. transforms: of MONAI,
+    applied once, before the cache and the extraction. augmentations: of MONAI, drawn for every training sample from
+    torch's generator; `evaluation()` is the same dataset without them. cache: keep transformed images in "memory", or
+    on "disk" in `cache_dir`. exclude: "strict" raises one DataError with everything that cannot be used; "skip" leaves
+    it out and lists it in `about`. non_finite: for voxels that are NaN or infinite, "error" or "zero".
 
     Also: `sample_ids`, `participants`, `sessions`, `strata`, `labels`, `classes`, one per sample; `about`, for the run
     directory.
@@ -89,7 +87,7 @@ class BidsDataset:
         mask_kind = None if masks is None else as_file_type(masks, "masks")
         if task == "segmentation" and mask_kind is None:
             raise ConfigError("masks: segmentation needs the file type of the masks")
-        # What the dataset can be rebuilt from, as text and numbers.
+        # Arguments from which the dataset can be rebuilt, as text and numbers.
         self.bids, self.file_type = str(bids), kind.model_dump(mode="json")
         self.masks = None if mask_kind is None else mask_kind.model_dump(mode="json")
         if isinstance(data, pd.DataFrame):
@@ -203,10 +201,10 @@ class BidsDataset:
         """The affine (4, 4) of a sample's image before transforms, of the whole image for parts."""
         return self._affine(self._row_of[index])
 
-    # --- which samples there are
+    # --- the samples
 
     def _rows(self, tree: Tree) -> pd.DataFrame:
-        """The sessions that are wanted, in order, with what the tables say of them."""
+        """The requested sessions, in order, with the columns of the tables."""
         if self.data is None:
             return tree.table()
         if isinstance(self.data, str):
@@ -277,7 +275,7 @@ class BidsDataset:
         return torch.tensor(numbers.to_numpy(np.float32, copy=True))
 
     def _strata(self, rows: pd.DataFrame) -> list[Any]:
-        """What a split is balanced by, one per image: the values of some columns, numbers in four bins."""
+        """The strata of each image for balanced splits: the values of some columns, numbers in four bins."""
         names = self.stratify or ([self.label] if self.label and self.task == "classification" else [])
         parts = [["0"] * len(rows)] if not names else []
         for name in names:
@@ -307,10 +305,10 @@ class BidsDataset:
             about["images_by_class"] = {name: counts[name] for name in self.class_names}
         return about
 
-    # --- how one is read
+    # --- reading
 
     def _arrays(self, row: int, part: bool = False) -> dict[str, Array]:
-        """What is read of a row, transformed: from the cache, or from its files. part: of which a part is wanted."""
+        """The transformed arrays of a row, from the cache or from its files. part: return a part of this array only."""
         keys = self._keys
         if self._cache is not None:
             found = {key: self._cache.get(len(keys) * row + number) for number, key in enumerate(keys)}
@@ -327,9 +325,9 @@ class BidsDataset:
         return arrays
 
     def _read(self, row: int) -> dict[str, Array]:
-        """The image (C, D, H, W), as stored or float32, and the mask (1, D, H, W) of a row from their files.
+        """The image (C, D, H, W), as stored or float32, and the mask (1, D, H, W) of a row, from their files.
 
-        What transforms did to the size of voxels is their `spacing` (3,).
+        With transforms, `spacing` (3,) is the resulting size of voxels.
         """
         header = self._headers[row]
         arrays = {"image": self._volume(self._images[row], header)}
@@ -369,13 +367,13 @@ class BidsDataset:
                     )
                 values = np.where(bad, values.dtype.type(0), values)
         native = values.dtype.newbyteorder("=")
-        # float64 would be cast for the network anyway.
+        # float64 would be cast for the network in any case.
         native = np.dtype(np.float32) if native.kind == "f" and native.itemsize > 4 else native
         channels_first = values[None] if values.ndim == 3 else np.moveaxis(values, 3, 0)
         return np.ascontiguousarray(channels_first, native)
 
     def look_at(self, row: int) -> str | None:
-        """What is wrong with the voxels of an image or its mask, which are decoded in full, or None."""
+        """Decodes an image and its mask completely; returns the problem of their voxels, or None."""
         try:
             arrays = self._read(row)
         except DataError as error:
@@ -387,15 +385,15 @@ class BidsDataset:
             return f"{self._masks[row]}: the mask is empty"
         return None
 
-    # --- what is kept
+    # --- the cache
 
     @property
     def _keys(self) -> tuple[str, ...]:
-        """What is kept of a row. Without transforms its spacing follows from the header."""
+        """The cached arrays of a row. Without transforms the spacing comes from the header."""
         return ("image", *(("mask",) if self._masks else ()), *(("spacing",) if self._before else ()))
 
     def _kinds(self, row: int) -> dict[str, Kind]:
-        """What the arrays of a row will be: from its header, or, with transforms, from the first image's."""
+        """The shapes and types of a row's arrays: from its header or, with transforms, from the first image."""
         if self._before is not None:
             if not hasattr(self, "_probed"):
                 self._probed = {key: Kind(array.shape, array.dtype.str) for key, array in self._read(0).items()}
@@ -427,13 +425,13 @@ class BidsDataset:
         sources = []
         for row, visit in enumerate(self._visits):
             files = (self._images[row], self._masks[row]) if self._masks else (self._images[row],)
-            # What transforms make of a mask may follow from the image, and the other way round.
+            # With transforms, the mask may depend on the image, and the image on the mask.
             sources += [Source(f"{visit}/{key}", files) for key in keys]
         assert self.cache_dir is not None
         return open_cache(self.cache_dir, sources, self._settings(), make)
 
     def _settings(self) -> dict[str, Any]:
-        """What cached arrays follow from besides the files."""
+        """Everything that cached arrays depend on, besides the files."""
         names = ("transforms", "canonical", "non_finite")
         return {name: getattr(self, name) for name in names} | {"dimensions": self.file_type["dimensions"]}
 
@@ -444,7 +442,7 @@ class BidsDataset:
 
 
 def _integers(mask: Array, path: str) -> Array:
-    """Labels (1, D, H, W) in the smallest type that holds them; raises DataError for values that are no labels."""
+    """Labels (1, D, H, W) in the smallest integer type; raises DataError for values that are not labels."""
     rounded = np.rint(mask)
     if mask.dtype.kind == "f" and not np.array_equal(rounded, mask):
         raise DataError(f"{path}: the mask has values that are not whole numbers; it seems to have been interpolated")
@@ -454,7 +452,7 @@ def _integers(mask: Array, path: str) -> Array:
 
 
 def _tensor(array: Array, dtype: Any) -> Tensor:
-    """A tensor of its own, contiguous."""
+    """A contiguous copy as a tensor."""
     return torch.from_numpy(np.array(array, dtype=dtype, order="C"))
 
 

@@ -1,4 +1,4 @@
-"""Parts of a volume: patches on a grid, slices, regions; each part becomes a sample that knows where it lies."""
+"""Parts of a volume: patches on a grid, slices, regions. Each part becomes a sample with its position."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class VolumePart(NamedTuple):
 def find_parts(options: ExtractionOptions, shape: Triple) -> list[VolumePart]:
     """The parts of a volume of this shape, in the order of their numbers; none for whole images.
 
-    Raises ConfigError for options that leave nothing, DataError for an image too small for them.
+    Raises ConfigError for options that leave no part, DataError for an image that is too small.
     """
     if options.kind == "patch":
         return _patches(options, shape)
@@ -110,9 +110,9 @@ def _triple(values: Any) -> Triple:
 
 
 def cut(volume: Array, place: VolumePart, options: ExtractionOptions, *, labels: bool = False) -> Array:
-    """The part (C, d, h, w) of a volume (C, D, H, W); slices lose their axis of length 1 when options say so.
+    """The part (C, d, h, w) of a volume (C, D, H, W); slices lose their axis of length 1 if the options say so.
 
-    A view where nothing is padded. labels: a mask, padded with 0 where an image is padded with `padding_value`.
+    A view if nothing is padded. labels: a mask, padded with 0 where an image is padded with `padding_value`.
     """
     inner, beyond = [slice(None)], [(0, 0)]
     for start, stop, length in zip(place.start, place.stop, volume.shape[1:], strict=True):
@@ -131,13 +131,13 @@ def cut(volume: Array, place: VolumePart, options: ExtractionOptions, *, labels:
 
 
 def padded(image: Tensor, window: Sequence[int]) -> Tensor:
-    """The image with zeros after its end where it is smaller than the window."""
+    """The image, padded with zeros at its end to at least the size of the window."""
     missing = [max(0, limit - size) for size, limit in zip(image.shape[2:], window, strict=True)]
     return functional.pad(image, [n for limit in reversed(missing) for n in (0, limit)]) if any(missing) else image
 
 
 def windows_of(size: Sequence[int], window: Sequence[int], overlap: float) -> Iterator[tuple[slice, ...]]:
-    """Places of windows that cover an image; the last of each axis ends with it."""
+    """The positions of windows that cover an image; the last one along each axis ends with the image."""
     starts = []
     for length, limit in zip(size, window, strict=True):
         step = max(1, int(limit * (1 - overlap)))

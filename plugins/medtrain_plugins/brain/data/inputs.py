@@ -1,4 +1,4 @@
-"""Images without labels: what a user named, as the network was trained to see it, and the way back to its voxels."""
+"""Images without labels for prediction: finding them, preparing them as in training, and back to the file's voxels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Named:
-    """An image by name. participant_id, session_id: empty for a file outside of a tree."""
+    """An image by name. participant_id, session_id: empty for a file outside a tree."""
 
     sample_id: str
     path: Path
@@ -35,9 +35,9 @@ class Named:
 
 @dataclass(frozen=True)
 class Opened:
-    """An image as the network sees it, and where its voxels lie.
+    """An image as the network gets it, with the position of its voxels.
 
-    image: (C, D, H, W) float32, transformed. affine: of it, (4, 4). file_affine, file_shape: of the file's volume.
+    image: (C, D, H, W) float32, transformed. affine: its affine, (4, 4). file_affine, file_shape: of the file's volume.
     """
 
     image: Tensor
@@ -47,9 +47,9 @@ class Opened:
 
 
 def find_images(source: Path, options: BrainOptions) -> list[Named]:
-    """The images of a BIDS or CAPS tree that the options name, or the one file (or folder of DICOM slices).
+    """The images of a BIDS or CAPS tree that the options select, or a single file (or folder of DICOM slices).
 
-    Raises DataError when there are none, and for sessions with several that fit.
+    Raises DataError if there are none, and for sessions with several matching files.
     """
     if source.is_dir() and ((source / DESCRIPTION).is_file() or any(source.glob("sub-*"))):
         paths, problems = Tree(source).find(as_file_type(options.file_type))
@@ -69,7 +69,7 @@ def find_images(source: Path, options: BrainOptions) -> list[Named]:
 
 
 def open_image(path: Path, options: BrainOptions) -> Opened:
-    """An image read, turned and transformed as the training images were. Raises DataError."""
+    """An image, read, oriented and transformed as the training images were. Raises DataError."""
     array, file_affine = read_volume(path)
     file_shape, affine = tuple(array.shape[:3]), file_affine
     if options.canonical:
@@ -95,9 +95,9 @@ def open_image(path: Path, options: BrainOptions) -> Opened:
 
 
 def parts_of(image: Tensor, options: BrainOptions) -> Iterator[tuple[Tensor, VolumePart]]:
-    """What the network sees at a time of an image (C, D, H, W), (C, *size) each, and where it lies.
+    """The parts (C, *size) of an image (C, D, H, W) that the network gets, with their positions.
 
-    By `extraction`, else slices or windows of `inference`, else the image itself.
+    They come from `extraction`, else they are the slices or windows of `inference`, else the whole image.
     """
     shape: Any = tuple(image.shape[1:])
     inference = options.inference
@@ -125,7 +125,7 @@ def parts_of(image: Tensor, options: BrainOptions) -> Iterator[tuple[Tensor, Vol
 def to_file_geometry(values: Array, opened: Opened) -> Array:
     """Values (C, D, H, W) on the network's voxels -> (C, *file_shape) on the file's, linear between voxels.
 
-    Exact where voxels coincide (flips, crops, padding); 0 beyond the image that the network saw.
+    Exact where voxels coincide (flips, crops, padding); 0 outside the network's image.
     """
     from scipy.ndimage import affine_transform
 
@@ -145,7 +145,7 @@ def to_file_geometry(values: Array, opened: Opened) -> Array:
 
 
 def write_nifti(path: Path, array: Array, affine: Array) -> None:
-    """A volume (D, H, W), or (C, D, H, W) as a series, with an affine. Raises UsageError when it cannot be written."""
+    """Writes a volume (D, H, W), or (C, D, H, W) as a series, with an affine. Raises UsageError if that fails."""
     import nibabel
 
     array = array[0] if array.ndim == 4 and len(array) == 1 else array

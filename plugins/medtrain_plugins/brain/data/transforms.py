@@ -1,7 +1,7 @@
-"""MONAI's transforms by name, from configuration: on images and their masks alike, seeded by whoever uses them.
+"""MONAI's transforms by name, from the configuration: on images and their masks, seeded by the caller.
 
-A transform of `monai.transforms` is named as its class for arrays (`ScaleIntensity`, `RandAffine`); what moves voxels
-moves those of the mask too, without interpolating labels. MONAI is imported when the first transform is built.
+A transform of `monai.transforms` has the name of its class for arrays (`ScaleIntensity`, `RandAffine`). Spatial
+transforms also apply to the mask, without interpolating labels. MONAI is imported when the first transform is built.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class TransformOptions(BaseModel):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What its class is called with."""
+        """The arguments of its class."""
         return dict(self.model_extra or {})
 
 
@@ -42,7 +42,7 @@ Array = npt.NDArray[Any]
 
 
 def as_options(steps: Sequence[Step]) -> list[TransformOptions]:
-    """Steps as names, tables or options, all as options."""
+    """Steps given as names, tables or options, all as options."""
     named = [{"name": step} if isinstance(step, str) else step for step in steps]
     return [step if isinstance(step, TransformOptions) else TransformOptions.model_validate(step) for step in named]
 
@@ -50,10 +50,9 @@ def as_options(steps: Sequence[Step]) -> list[TransformOptions]:
 class Pipeline:
     """Transforms one after the other, on samples as dicts of tensors (C, D, H, W) or (C, H, W).
 
-    steps: names or tables as in the configuration. random: whether steps may draw at random; where they may not, one
-    that does raises ConfigError. where: the key of the configuration that errors name.
-    images: keys of the images, all of which go through every step, with the same draws. mask: key of the labels, which
-    go through the steps that move voxels; it may be missing from a sample.
+    steps: names or tables as in the configuration. random: whether steps may be random; if not, a random step raises
+    ConfigError. where: the configuration key for error messages. images: keys of the images, which all get every step,
+    with the same draws. mask: key of the labels, which get the spatial steps; it may be missing in a sample.
     """
 
     def __init__(
@@ -72,20 +71,20 @@ class Pipeline:
         return self.__dict__ | {"_built": {}}
 
     def check(self) -> None:
-        """Raise ConfigError for steps that do not exist, take no such arguments or draw where they must not."""
+        """Raises ConfigError for unknown steps, wrong arguments, and random steps that are not allowed."""
         self._steps((*self.images, self.mask))
 
     def __call__(self, sample: dict[str, Any], seed: int | None = None) -> dict[str, Any]:
-        """The sample with its images and mask changed: images float32, the mask in its own dtype.
+        """The sample with transformed images (float32) and mask (its own dtype).
 
-        seed: all that is drawn follows from it; needed when `random`.
+        seed: determines all draws; needed if `random`.
         """
         if not self.steps:
             return sample
         return sample | {key: _plain(value) for key, value in self._changed(sample, seed).items()}
 
     def with_affine(self, sample: dict[str, Any], affine: Any) -> tuple[dict[str, Any], Array]:
-        """The sample changed, its images and mask lying where `affine` (4, 4) says, and the affine of the result."""
+        """The transformed sample, for images and mask with `affine` (4, 4), and the affine of the result."""
         changed = self._changed({key: _lying(sample[key], affine) for key in self._keys(sample)}, None)
         found = getattr(changed[self.images[0]], "affine", affine)
         plain = {key: _plain(value) for key, value in changed.items()}
@@ -95,7 +94,7 @@ class Pipeline:
         return tuple(key for key in (*self.images, self.mask) if key in sample)
 
     def _changed(self, sample: dict[str, Any], seed: int | None) -> dict[str, Any]:
-        """The images and the mask after all steps, as MONAI left them, in their dtypes."""
+        """The images and the mask after all steps, as MONAI's tensors, in their dtypes."""
         keys = self._keys(sample)
         steps = self._steps(keys)
         if self.random:
@@ -106,12 +105,12 @@ class Pipeline:
                     step.set_random_state(seed=int(state))
         changed: Any = {key: sample[key] for key in keys}
         dtype = sample[self.mask].dtype if self.mask in keys else None
-        # Where they came from is of use to what resamples or reorients, before the cache; after it, it is only slow.
+        # Before the cache, resampling and reorienting need the affine; after it, tracking it only costs time.
         with _metadata(kept=not self.random):
             for options, step in zip(self.steps, steps, strict=True):
                 try:
                     changed = step(changed)
-                except Exception as error:  # what MONAI raises depends on the transform
+                except Exception as error:  # a transform of MONAI may raise anything
                     raise DataError(f"{self.where}: {options.name} failed: {error}") from error
                 if not isinstance(changed, dict):
                     raise ConfigError(f"{self.where}: {options.name} makes several samples of one; use extraction")
@@ -157,7 +156,7 @@ class Pipeline:
 
 
 def _find(name: str, where: str) -> tuple[type, type, bool, bool]:
-    """The class, its sister for dicts, whether it draws at random and whether it moves voxels."""
+    """The class, its version for dicts, whether it is random and whether it is spatial."""
     import monai.transforms as library
     from monai.transforms import MapTransform, Randomizable, Transform
 
@@ -186,7 +185,7 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def _metadata(kept: bool) -> Iterator[None]:
-    """MONAI's tensors with or without affine and history; the setting is its own, and global."""
+    """MONAI's tensors with or without affine and history; this is a global setting of MONAI."""
     from monai.data.meta_obj import get_track_meta, set_track_meta
 
     with _LOCK:
@@ -199,7 +198,7 @@ def _metadata(kept: bool) -> Iterator[None]:
 
 
 def _lying(image: Tensor, affine: Any) -> Tensor:
-    """The image (C, D, H, W) as a tensor that MONAI can resample and reorient by its affine (4, 4)."""
+    """The image (C, D, H, W) as a MONAI tensor with the affine (4, 4), for resampling and reorienting."""
     from monai.data import MetaTensor
 
     tensor: Tensor = MetaTensor(image, affine=torch.as_tensor(affine, dtype=torch.float64))
@@ -207,16 +206,16 @@ def _lying(image: Tensor, affine: Any) -> Tensor:
 
 
 def _plain(value: Any) -> Tensor:
-    """A torch tensor, without what MONAI attaches."""
+    """A plain torch tensor, without MONAI's metadata."""
     if hasattr(value, "as_tensor"):
         value = value.as_tensor()
     return torch.as_tensor(value)
 
 
 class BatchAugmentation:
-    """A `medtrain.data.Augmentation`: random transforms of whole batches, on the device they are on.
+    """A `medtrain.data.Augmentation`: random transforms of whole batches, on their device.
 
-    What a sample gets follows from its place in the run alone. steps, images, mask: as for `Pipeline`.
+    The transform of a sample depends only on its position in the run. steps, images, mask: as for `Pipeline`.
     """
 
     def __init__(self, steps: Sequence[Step], images: Sequence[str] = ("image",), mask: str = "mask") -> None:
@@ -227,7 +226,7 @@ class BatchAugmentation:
         return {"augmentation_seed": torch.randint(2**62, (), generator=generator)}
 
     def __call__(self, batch: dict[str, Any], draws: dict[str, Tensor]) -> dict[str, Any]:
-        """The batch with every sample's images and mask changed."""
+        """The batch with transformed images and masks."""
         keys = [key for key in (*self.pipeline.images, self.pipeline.mask) if key in batch]
         seeds = draws["augmentation_seed"].tolist()
         samples = [self.pipeline({key: batch[key][i] for key in keys}, seed) for i, seed in enumerate(seeds)]

@@ -33,14 +33,14 @@ _KINDS = "iuf"  # of numbers that can be an intensity
 
 
 class Volume(NamedTuple):
-    """Voxels (I, J, K) or (I, J, K, T) and the affine (4, 4) that takes their indices to millimetres, RAS+."""
+    """Voxels (I, J, K) or (I, J, K, T) and the affine (4, 4) from their indices to millimetres, RAS+."""
 
     array: Array
     affine: Array
 
 
 class Header(NamedTuple):
-    """What a NIfTI header says. raw: its bytes. offset: of the voxels in the file. codes: of sform and qform."""
+    """A NIfTI header. raw: its bytes. offset: of the voxels in the file. codes: of sform and qform."""
 
     raw: bytes
     shape: tuple[int, ...]
@@ -58,7 +58,7 @@ class Header(NamedTuple):
 
     @property
     def scaled(self) -> bool:
-        """Whether values are stored times slope plus intercept."""
+        """Whether values are the stored numbers times slope plus intercept."""
         return (self.slope, self.intercept) != (1.0, 0.0)
 
     def spatial(self, dimensions: int) -> tuple[int, ...]:
@@ -74,7 +74,7 @@ class Header(NamedTuple):
         return shape
 
     def problem(self, dimensions: int = 3) -> str | None:
-        """Why it cannot be used as a volume of 3 (or a series, 4) dimensions, or None."""
+        """The reason why it cannot be used as a volume (or a series of volumes), or None."""
         try:
             shape = self.spatial(dimensions)
         except ValueError as error:
@@ -84,7 +84,7 @@ class Header(NamedTuple):
         return self.affine_problem()
 
     def affine_problem(self) -> str | None:
-        """Why its voxels have no place in space, or None."""
+        """The reason why its voxels have no position in space, or None."""
         turn = self.affine[:3, :3]
         if not np.isfinite(self.affine).all():
             return "the affine has values that are not finite"
@@ -128,7 +128,7 @@ def read_header(path: str | Path) -> Header:
     except zlib.error as error:
         raise DataError(f"{path}: the compressed file is damaged ({error}); copy it again") from None
     header = parse_header(first, path)
-    # A gzip file ends with its decoded size. Where that does not fit, the file is cut, or made of several parts.
+    # A gzip file ends with its decoded size. If that differs, the file is truncated, or has several parts.
     if struct.unpack("<I", end)[0] != (header.offset + header.nbytes) % 2**32:
         read_stored(path)
     return header
@@ -172,7 +172,7 @@ def parse_header(start: bytes, path: str | Path) -> Header:
 
 
 def _affine(header: Any) -> Array:
-    """The header's affine; not finite where it has no valid one."""
+    """The header's affine; not finite if it has no valid one."""
     try:
         return np.asarray(header.get_best_affine(), dtype=np.float64)
     except (ValueError, np.linalg.LinAlgError):
@@ -182,8 +182,8 @@ def _affine(header: Any) -> Array:
 def read_stored(path: str | Path, known: Header | None = None) -> tuple[Array, Header]:
     """Voxels as they are stored, in the header's shape and order of axes, unscaled, and the header.
 
-    known: the header as read before, which is taken when the file's is the same, bit for bit.
-    Raises DataError when the file is damaged or cut short.
+    known: the header read before, which is used if the file's header is bit-identical. Raises DataError when the file
+    is damaged or cut short.
     """
     try:
         content = Path(path).read_bytes()
@@ -204,7 +204,7 @@ def scale(stored: Array, header: Header) -> Array:
     """The values of stored voxels, float32."""
     if not header.scaled:
         return stored.astype(np.float32, copy=False)
-    # In float64, as one rounding is less than two: stored numbers may have more digits than float32 keeps.
+    # In float64, to round once instead of twice: stored numbers may have more digits than float32.
     return (stored.astype(np.float64) * header.slope + header.intercept).astype(np.float32)
 
 
@@ -249,7 +249,7 @@ def read_dicom(path: str | Path) -> Volume:
 
 
 def orient(array: Array, affine: Array) -> Volume:
-    """The same volume with axes turned so that they run closest to right, front and up (RAS+). Views, no resampling."""
+    """The same volume with axes reordered to be nearest to right, front and up (RAS+). Views, no resampling."""
     from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
     turns = io_orientation(affine)
@@ -263,7 +263,7 @@ def voxel_size(affine: Array) -> Array:
 
 
 def same_place(first: Array, second: Array, tolerance: float = 0.05) -> bool:
-    """Whether two affines put voxels in the same places, up to a part of a voxel over a hundred of them."""
+    """Whether two affines give the same voxel positions, up to a part of a voxel over a hundred voxels."""
     corners = np.array([[0, 0, 0, 1], [100, 0, 0, 1], [0, 100, 0, 1], [0, 0, 100, 1]], dtype=np.float64)
     voxel = np.linalg.norm(first[:3, :3], axis=0).min()
     return bool(np.abs((first - second) @ corners.T).max() <= tolerance * voxel)

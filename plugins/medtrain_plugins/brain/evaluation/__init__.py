@@ -1,1 +1,1 @@
-"""Metrics and plots for brain images."""
+"""Metrics of the four tasks, and the figures of their reports."""

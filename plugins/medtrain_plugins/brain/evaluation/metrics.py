@@ -1,7 +1,7 @@
-"""How good predictions are: of classes, of numbers, of segmented and of reconstructed images.
+"""Metrics of predictions: classes, numbers, segmentations and reconstructions.
 
 Scores of classes are computed on decisions made at a threshold (or the most probable class), never on raw outputs.
-Patches and slices of one image are first put together: an image's probability is the mean over its parts.
+Patches and slices of one image are combined first: an image's probability is the mean over its parts.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from torch import Tensor
 
 from medtrain_plugins.brain.model.losses import mask_labels, ssim_window
 
-REPLICATES = 1000  # of the bootstrap over participants
+REPLICATES = 1000  # replicates of the bootstrap over participants
 IDS = ("participant_id", "session_id")
-ENOUGH_DRAWS = 0.9  # share of the draws in which a value must exist for its interval to be told
+ENOUGH_DRAWS = 0.9  # smallest share of draws with a defined value, for an interval
 
 
 class ClassificationMetrics:
     """Scores of `logits` (B, C) against `label` (B,), by image.
 
-    classes: their names. threshold: of two classes, the probability from which the second one (the positive one) is
-    said; of more, the most probable class is. With more than two classes sensitivity, specificity, F1, AUC and average
-    precision are means over classes, each against the rest.
+    classes: their names. threshold: with two classes, the smallest probability at which the second (positive) class is
+    predicted; with more classes, the most probable one is. Sensitivity, specificity, F1, AUC and average precision of
+    more than two classes are means over the classes, each against the rest.
     """
 
     mode: Literal["max", "min"] = "max"
-    target = "label"  # what runs that are compared must agree on
+    target = "label"  # compared runs must agree on these
     names: Sequence[str] = (
         "balanced_accuracy",
         "accuracy",
@@ -53,7 +53,7 @@ class ClassificationMetrics:
         return {"label": batch["label"].long(), "probability": probability, **ids_of(batch)}
 
     def compute(self, rows: Rows) -> dict[str, float]:
-        """Every value of `names`; undefined where a class has no image, or a model diverged."""
+        """Every value of `names`; undefined if a class has no image, or the model diverged."""
         if (reason := unusable(rows, "probability")) is not None:
             return {name: Undefined(reason) for name in self.names}
         images = image_rows(rows, ("probability",))
@@ -62,7 +62,7 @@ class ClassificationMetrics:
         return class_scores(matrix, self.classes) | ranking_scores(label, probability, self.classes)
 
     def decide(self, probability: Array) -> Array:
-        """The class (N,) said of probabilities (N, C)."""
+        """The predicted classes (N,) of probabilities (N, C)."""
         if len(self.classes) == 2:
             return (probability[:, 1] >= self.threshold).astype(np.int64)
         said: Array = probability.argmax(axis=1)
@@ -133,8 +133,8 @@ class SegmentationMetrics:
     classes: names of the labels, the background first. kind: "overlap" for Dice and intersection over union (larger is
     better), "surface" for the 95th percentile of the Hausdorff distance and the mean surface distance, both symmetric,
     in the unit of `spacing` (B, 3) of the batch (mm), in voxels without it. A label that neither truth nor prediction
-    has is undefined in that image and left out; a distance is undefined as soon as one of them lacks it, so look at how
-    many there are (`details`) before comparing distances.
+    has is undefined in that image and left out. A distance is undefined if one of them lacks the label, so check the
+    numbers (`details`) before comparing distances.
     """
 
     def __init__(self, classes: Sequence[str], kind: Literal["overlap", "surface"] = "overlap") -> None:
@@ -159,7 +159,7 @@ class SegmentationMetrics:
         return {self.columns[0]: first, self.columns[1]: second, **ids_of(batch)}
 
     def compute(self, rows: Rows) -> dict[str, float]:
-        """The mean over images and labels, and with several labels the mean of each, of what is defined."""
+        """The mean of the defined values over images and labels; with several labels also the mean of each."""
         if not len(rows.get("sample_id", rows.get(self.columns[0], ()))):
             return {name: Undefined("no samples") for name in self.names}
         values: dict[str, float] = {}
@@ -180,7 +180,7 @@ class SegmentationMetrics:
         return Undefined(f"{label}: no image {missing}")
 
     def details(self, rows: Rows, seed: int) -> dict[str, Any]:
-        """95 % intervals from a bootstrap of participants, and how many images have no value, by label."""
+        """95 % intervals from a bootstrap of participants, and the number of images without a value, by label."""
         if not len(rows.get("sample_id", ())):
             return {"reason": "no samples"}
         missing = {
@@ -198,7 +198,7 @@ class SegmentationMetrics:
 
 
 class ReconstructionMetrics:
-    """How near `reconstruction` is to `image`, (B, C, *size): of each sample, then averaged.
+    """Similarity or error of `reconstruction` and `image`, (B, C, *size), of each sample, then averaged.
 
     kind: "similarity" for the peak signal-to-noise ratio (dB; the signal is the range of the image) and the structural
     similarity (Gaussian window), "error" for the mean squared error.
@@ -220,7 +220,7 @@ class ReconstructionMetrics:
         return {"psnr": psnr, "ssim": structural_similarity(made, image, spread), **ids_of(batch)}
 
     def compute(self, rows: Rows) -> dict[str, float]:
-        """Means over samples; a perfect image has an infinite signal-to-noise ratio, and is left out of its mean."""
+        """Means over samples; a perfect image has an infinite signal-to-noise ratio and is left out of that mean."""
         values: dict[str, float] = {}
         for name in self.names:
             column = np.asarray(rows.get(name, ()), dtype=np.float64)
@@ -240,12 +240,12 @@ class ReconstructionMetrics:
 
 
 def ids_of(batch: dict[str, Any]) -> dict[str, Any]:
-    """The ids that the batch has."""
+    """The ids in the batch."""
     return {name: batch[name] for name in IDS if name in batch}
 
 
 def unusable(rows: Rows, column: str) -> str | None:
-    """Why nothing can be computed from these rows, or None."""
+    """The reason why nothing can be computed from these rows, or None."""
     values = rows.get(column, np.empty(0))
     if not len(values):
         return "no samples"
@@ -257,10 +257,10 @@ def unusable(rows: Rows, column: str) -> str | None:
 
 
 def image_rows(rows: Rows, means: Sequence[str]) -> Rows:
-    """One row per image: its parts (patches, slices) have the columns `means` averaged, the first part gives the rest.
+    """One row per image: the columns `means` are averaged over its parts (patches, slices), others come from the first.
 
-    An image is a participant's session; without these ids every sample is one. A sample that comes twice (a bootstrap
-    drew its participant twice) belongs to two images.
+    An image is a participant's session; without these ids every sample is an image. A sample that occurs twice (in a
+    bootstrap) belongs to two images.
     """
     if any(name not in rows for name in IDS) or not len(rows[IDS[0]]):
         return rows
@@ -280,7 +280,7 @@ def image_rows(rows: Rows, means: Sequence[str]) -> Rows:
 
 
 def occurrences(names: Array) -> Array:
-    """How often each name came before, (N,) int64."""
+    """How often each name occurred before, (N,) int64."""
     _, name_of, counts = np.unique(names, return_inverse=True, return_counts=True)
     order = np.argsort(name_of, kind="stable")
     before = np.empty(len(names), dtype=np.int64)
@@ -387,7 +387,7 @@ def surface_distances(truth: Tensor, said: Tensor, spacing: list[Any] | None) ->
 
     truth, said = truth.float(), said.float()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of empty labels, which are taken out below, and of MONAI's own arguments
+        warnings.simplefilter("ignore")  # about empty labels, which are removed below, and about MONAI's own arguments
         farthest = compute_hausdorff_distance(said, truth, percentile=95, spacing=spacing)
         mean = compute_average_surface_distance(said, truth, symmetric=True, spacing=spacing)
     empty = ~(truth[:, 1:].flatten(2).any(dim=2) & said[:, 1:].flatten(2).any(dim=2))
@@ -396,7 +396,7 @@ def surface_distances(truth: Tensor, said: Tensor, spacing: list[Any] | None) ->
 
 
 def spacing_of(batch: dict[str, Any]) -> list[Any] | None:
-    """The size of voxels, by sample; None when the batch does not say."""
+    """The size of voxels, by sample; None if the batch does not have it."""
     found = batch.get("spacing")
     return None if found is None else [[float(length) for length in sample] for sample in found]
 
@@ -424,9 +424,9 @@ def structural_similarity(made: Tensor, image: Tensor, spread: Tensor) -> Tensor
 
 
 def bootstrap(metric: Any, rows: Rows, seed: int) -> dict[str, list[float]]:
-    """The 95 % interval of every value, over participants drawn with replacement; none where it seldom exists.
+    """The 95 % interval of every value, over participants drawn with replacement; None if it is often undefined.
 
-    rows: one per image already.
+    rows: one per image.
     """
     count = len(rows[metric.target] if hasattr(metric, "target") else next(iter(rows.values())))
     clusters = rows.get("participant_id", np.arange(count))

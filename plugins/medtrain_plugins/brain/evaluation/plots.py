@@ -1,6 +1,6 @@
-"""The report of a brain model: curves and confusions of classes, scatter of numbers, best and worst images.
+"""The report of a brain model: curves and confusion matrix, scatter plots, best and worst images.
 
-Figures are plain matplotlib `Figure` objects, drawn without pyplot and so without global state or a display.
+Figures are plain matplotlib `Figure` objects, without pyplot, so without global state or a display.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BLUE, RED, GREY, PALE = "#1f6aad", "#d1495b", "#6b7280", "#9ecae1"
-BINS = 10  # of the calibration
-SHOWN = 3  # best and worst images
+BINS = 10  # bins of the calibration
+SHOWN = 3  # number of best and of worst images
 
 
 def brain_sections(run: Run, options: BrainOptions) -> list[Section]:
-    """The sections of the run's evaluation by task; none without samples or with outputs that are not finite."""
+    """The sections of the run's evaluation, by task; none without samples or for outputs that are not finite."""
     rows: Rows = run.evaluation.rows if run.evaluation else {}
     if not len(rows.get("sample_id", ())):
         return []
@@ -46,7 +46,7 @@ def brain_sections(run: Run, options: BrainOptions) -> list[Section]:
 
 
 def classification_sections(rows: Rows, options: BrainOptions) -> list[Section]:
-    """ROC and precision-recall curves, the confusion matrix, and how far probabilities can be believed."""
+    """ROC and precision-recall curves, the confusion matrix, and the calibration of probabilities."""
     images = image_rows(rows, ("probability",))
     label, probability = images["label"], images["probability"]
     metric = ClassificationMetrics(options.classes, options.threshold)
@@ -121,7 +121,7 @@ def curves_figure(label: Array, probability: Array, classes: list[str]) -> Figur
 
 
 def confusion_figure(matrix: Array, classes: list[str]) -> Figure:
-    """Counts, each row coloured by its shares."""
+    """The confusion matrix, with rows coloured by shares."""
     size = max(3.2, 0.5 * len(classes) + 2)
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.subplots()
@@ -138,7 +138,7 @@ def confusion_figure(matrix: Array, classes: list[str]) -> Figure:
 
 
 def calibration_figure(label: Array, probability: Array, classes: list[str]) -> Figure:
-    """Observed share by predicted probability, in bins, of the second of two classes or of each."""
+    """Observed share by predicted probability, in bins, for the second of two classes or for each class."""
     figure = Figure(figsize=(4.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for number in [1] if len(classes) == 2 else range(len(classes)):
@@ -183,7 +183,7 @@ def regression_section(rows: Rows, options: BrainOptions) -> Section:
 
 
 def image_section(run: Run, rows: Rows, options: BrainOptions, score: str) -> Section:
-    """The samples with the highest and lowest score, and, where the run's data are there, what was made of them."""
+    """The samples with the highest and lowest score and, if the run's data are available, their images."""
     import pandas as pd
 
     values = rows[score].astype(np.float64).reshape(len(rows[score]), -1)
@@ -206,7 +206,7 @@ def image_section(run: Run, rows: Rows, options: BrainOptions, score: str) -> Se
 def images_figure(
     run: Run, dataset: Any, chosen: list[int], score_of: dict[int, float], options: BrainOptions
 ) -> Figure:
-    """One column per sample: the middle plane with the true mask and the predicted one, or image and reconstruction."""
+    """One column per sample: a plane with true and predicted mask, or image and reconstruction."""
     import torch
 
     model = as_model(run.model, options).eval()
@@ -239,7 +239,7 @@ def images_figure(
 
 
 def _plane(volume: Array) -> Any:
-    """The index of a volume's plane across the last axis with most labels, else the middle one; of a slice, all."""
+    """The plane along the last axis with most labels, else the middle one; of a slice, all of it."""
     if volume.ndim == 2:
         return (slice(None), slice(None))
     counts = (volume > 0).sum(axis=(0, 1)) if volume.dtype.kind in "iu" else np.zeros(volume.shape[2])

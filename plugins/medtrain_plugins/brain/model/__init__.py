@@ -1,1 +1,1 @@
-"""Networks, losses and inference for brain images."""
+"""Networks, losses, inference, prediction and saliency for brain images."""

@@ -1,4 +1,4 @@
-"""How a whole image goes through a network: in windows, slice by slice, in mirror images; and parts put together."""
+"""Inference on a whole image: in windows, slice by slice, with mirrored copies; and joining the results of parts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Network = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Inference:
-    """The way of an image (B, C, *size) through a network outside training.
+    """Applies a network to an image (B, C, *size) outside training.
 
     options: see `InferenceOptions`. dense: whether results are images. logits: whether they are logits, which are
-    averaged as probabilities and come back as logarithms of these; other results are averaged as they are. Inside an
-    image, overlapping windows are blended before that, in the network's own unit.
+    averaged as probabilities and returned as their logarithms; other results are averaged directly. Overlapping windows
+    inside an image are blended before that, in the network's own unit.
     """
 
     options: InferenceOptions = field(default_factory=InferenceOptions)  # type: ignore[arg-type]
@@ -31,7 +31,7 @@ class Inference:
     logits: bool = True
 
     def __call__(self, network: Network, image: Tensor) -> Tensor:
-        """The result for the image: the mean over its mirror images, each flipped back."""
+        """The result for the image: the mean over its mirrored copies, each flipped back."""
         dims = [axis + 2 for axis in self.options.flips if axis + 2 < image.dim()]
         if not dims:
             return self.once(network, image)
@@ -42,22 +42,22 @@ class Inference:
         return self.mean(found)
 
     def once(self, network: Network, image: Tensor) -> Tensor:
-        """The result without mirror images: slice by slice, in windows, or at once."""
+        """The result without mirrored copies: slice by slice, in windows, or at once."""
         if self.options.slice_axis is not None and image.dim() == 5:
             return self.by_slices(network, image)
         window = self.window(image.dim() - 2)
         if window is None:
             return network(image)
-        # Windows pad images that are smaller.
+        # Smaller images are padded to the window.
         return self._blend(network, image, window) if self.dense else self._vote(network, image, window)
 
     def window(self, axes: int) -> list[int] | None:
-        """The sliding window along every axis, None when there is none."""
+        """The size of the sliding window along every axis, or None."""
         sizes = self.options.window
         return None if not sizes else list(sizes) * (axes if len(sizes) == 1 else 1)
 
     def by_slices(self, network: Network, image: Tensor) -> Tensor:
-        """A 2-D network across an axis of (B, C, D, H, W): volumes of its results, or the mean over slices."""
+        """A 2-D network applied across an axis of (B, C, D, H, W): volumes of its results, or the mean over slices."""
         assert self.options.slice_axis is not None
         dim = self.options.slice_axis + 2
         slices = image.movedim(dim, 1).flatten(0, 1)
@@ -106,10 +106,10 @@ def subsets(dims: Sequence[int]) -> Iterator[list[int]]:
 
 
 def put_together(parts: Sequence[Tensor], places: Sequence[VolumePart], shape: Sequence[int]) -> Tensor:
-    """One image (C, D, H, W) of results (C, *size) for its parts, their mean where they overlap.
+    """One image (C, D, H, W) from results (C, *size) for its parts, averaged where they overlap.
 
-    places: where they lie; what padding put beyond the border is dropped. Slices may come without their axis of
-    length 1. Voxels that no part covers are NaN.
+    places: the positions of the parts; voxels of the padding are dropped. Slices may lack their axis of length 1.
+    Voxels outside all parts are NaN.
     """
     total = torch.zeros(parts[0].shape[0], *shape, dtype=torch.float64)
     count = torch.zeros(shape, dtype=torch.float64)

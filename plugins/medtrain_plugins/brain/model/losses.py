@@ -1,4 +1,4 @@
-"""What the tasks are trained by: losses that mean the same on one process and on many."""
+"""The losses of the tasks, with equal values on one process and on many."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Pair = tuple[Tensor, Tensor]
-FOCUS = 2.0  # of the focal loss
+FOCUS = 2.0  # exponent of the focal loss
 
 
 class ClassLoss(nn.Module):
     """Cross-entropy of `logits` (B, C) against integer classes `label` (B,), or the focal loss (Lin et al., 2017).
 
     class_weights: (C,), or none; the sum of weighted losses is divided by the sum of the weights, over all processes
-    and the batches of an accumulation window together. label_smoothing: share given to all classes alike.
-    focal: a sample counts (1 - p)^2, p the probability of its class.
+    and the batches of an accumulation window together. label_smoothing: share spread evenly over all classes. focal:
+    weights a sample by (1 - p)^2, p the probability of its class.
     """
 
     class_weights: Tensor
@@ -41,7 +41,7 @@ class ClassLoss(nn.Module):
         return losses.mean() if weights is None else (losses.sum(), weights[label].sum())
 
     def weights(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """What the loss of this batch has to be divided by."""
+        """The divisor of this batch's loss."""
         label = batch["label"].long()
         if not len(self.class_weights):
             return {"loss": torch.tensor(float(len(label)), device=label.device)}
@@ -51,7 +51,7 @@ class ClassLoss(nn.Module):
 class RegressionLoss(nn.Module):
     """Of `prediction` (B,) against `label` (B,): mean squared or absolute error, or Huber's.
 
-    spread: what both are divided by first, so that the size of gradients does not depend on the unit.
+    spread: divisor of both, so that the size of gradients does not depend on the unit.
     """
 
     def __init__(self, name: str, spread: float = 1.0) -> None:
@@ -73,7 +73,7 @@ class RegressionLoss(nn.Module):
 class SegmentationLoss(nn.Module):
     """Of `logits` (B, C, *size) against the labels `mask` (B, 1, *size): Dice (MONAI) and cross-entropy.
 
-    Dice is taken of each image and averaged over the batch, background left out; several processes average their
+    Dice is computed for each image, without background, and averaged over the batch; several processes weight their
     batches by the number of images. class_weights: (C,) of the cross-entropy, or none.
     """
 
@@ -124,7 +124,7 @@ def ssim_window(size: Sequence[int]) -> int:
 
 
 def mask_labels(batch: dict[str, Any], classes: int) -> Tensor:
-    """`mask` (B, 1, *size) int64; raises DataError for labels that are none."""
+    """`mask` (B, 1, *size) int64; raises DataError for invalid labels."""
     if "mask" not in batch:
         raise DataError("segmentation needs masks, and the samples have none; see plugins.brain.label")
     mask: Tensor = batch["mask"].long()

@@ -1,4 +1,4 @@
-"""The model of a run: a network, the unit its results have, and how whole images go through it."""
+"""The model of a run: a network, the unit of its results, and its inference on whole images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from medtrain_plugins.brain.model.inference import Inference
 from medtrain_plugins.brain.options import BrainOptions
 
-# What the result of a task is called in the outputs.
+# Task -> key of its result in the outputs.
 OUTPUTS = {
     "classification": "logits",
     "regression": "prediction",
@@ -20,16 +20,16 @@ OUTPUTS = {
     "reconstruction": "reconstruction",
 }
 DENSE = ("segmentation", "reconstruction")
-TINY = 1e-6  # spread of a blank image
+TINY = 1e-6  # smallest spread, for blank images
 
 
 class VolumeModel(TensorModel):
     """`image` (B, C, *size) float32 -> `logits` (B, classes), `prediction` (B,), `logits` (B, labels, *size) or
     `reconstruction` (B, C, *size), by task.
 
-    In training the network sees the batch as it is; in evaluation the way of `inference`. Checkpoints hold the plain
-    network's weights. scale: mean and spread of a regression's target, in which the network learns it. standardize:
-    give the network every channel of what it sees (image, window, slice) with mean 0 and spread 1.
+    In training the network gets the batch as it is; in evaluation `inference` is used. Checkpoints contain the plain
+    network's weights. scale: mean and spread by which a regression's target is standardised for the network.
+    standardize: every channel of the network's input (image, window, slice) gets mean 0 and spread 1.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class VolumeModel(TensorModel):
         return {self.output: result}
 
     def network(self, image: Tensor) -> Tensor:
-        """What the network makes of images that it sees at once; a reconstruction is in the image's own unit."""
+        """The network's result for images at once; a reconstruction is in the image's own unit."""
         seen, mean, spread = self.standardized(image)
         result: Tensor = self.module(seen)
         return result * spread + mean if self.task == "reconstruction" else result
 
     def standardized(self, image: Tensor) -> tuple[Tensor, Tensor | float, Tensor | float]:
-        """What the network itself is given, and the mean and spread that were taken out (0 and 1 for none)."""
+        """The network's input, and the mean and spread that were removed (0 and 1 without standardisation)."""
         if not self.standardize:
             return image, 0.0, 1.0
         spread, mean = torch.std_mean(image, dim=tuple(range(2, image.dim())), keepdim=True, correction=0)

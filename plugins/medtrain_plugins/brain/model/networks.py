@@ -1,4 +1,4 @@
-"""Networks by name: a small classifier of our own, and those of MONAI, which is imported when one is asked for."""
+"""Networks by name: a small classifier of our own, and those of MONAI, which is imported only when needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 SMALL = "Conv5_FC3"
 
-# Names of ours for networks that MONAI calls otherwise, and the sizes of those that it makes by a function.
+# Our names of networks with another name in MONAI, and sizes that MONAI builds by a function.
 SYNONYMS = {
     "AttentionUNet": "AttentionUnet",
     "EfficientNet": "EfficientNetBN",
@@ -55,7 +55,7 @@ class Conv5FC3(nn.Module):
         blocks: list[nn.Module] = []
         for out_channels in channels:
             blocks += [
-                # The norm that follows has a shift of its own.
+                # The following norm has its own shift.
                 conv(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
                 norm(out_channels),
                 nn.ReLU(),
@@ -81,14 +81,14 @@ class Conv5FC3(nn.Module):
 
 
 class FirstOutput(nn.Module):
-    """A network that also returns what it went through: only its result is passed on."""
+    """Wraps a network that also returns intermediate values: only its result is passed on."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        """The first of what the network returns."""
+        """The first of the network's results."""
         result: Tensor = self.network(image)[0]
         return result
 
@@ -100,8 +100,8 @@ def build_network(
 
     name: `Conv5_FC3`, or a network of `monai.networks.nets` by class name (2-D and 3-D; ResNet18 and the like too).
     input_shape: channels, then voxels by axis. outputs: classes, labels or channels of the result. options: further
-    arguments of the network; they win over what the data settle. Raises ConfigError for names and arguments that do
-    not exist, and for networks whose result does not fit task or images.
+    arguments of the network; they override those that follow from the data. Raises ConfigError for unknown names and
+    arguments, and for networks whose result does not fit the task or the images.
     """
     given = dict(options or {})
     if len(input_shape) not in (3, 4) or min(input_shape) < 1:
@@ -129,7 +129,7 @@ def _from_monai(name: str, task: str, shape: list[int], outputs: int, given: dic
         )
     if name == "VarAutoEncoder":
         raise ConfigError("plugins.brain.network: VarAutoEncoder needs a loss of its own latent space; use AutoEncoder")
-    # The sizes of ResNet are functions that hand their arguments on.
+    # The sizes of ResNet are functions that pass their arguments on.
     described = nets.ResNet if made in (getattr(nets, SYNONYMS[key]) for key in SYNONYMS if "Res" in key) else made
     known = _parameters(described)
     if described is not made:
@@ -140,7 +140,7 @@ def _from_monai(name: str, task: str, shape: list[int], outputs: int, given: dic
 def _settled(
     known: set[str], name: str, task: str, shape: list[int], outputs: int, given: dict[str, Any]
 ) -> dict[str, Any]:
-    """The arguments that follow from the images and the task, of those that the network has."""
+    """The network's arguments that follow from the images and the task."""
     channels, *size = shape
     values: dict[str, Any] = {
         "spatial_dims": len(size),
@@ -158,15 +158,15 @@ def _settled(
     if name == "ViT":
         if task not in CLASSIFIERS:
             raise ConfigError("plugins.brain.network: ViT gives numbers; use UNETR or ViTAutoEnc for images")
-        # A bounded activation at the end would squash logits.
+        # A bounded final activation would limit the logits.
         values |= {"classification": True, "post_activation": "none"}
         values["patch_size"] = [next(p for p in (16, 8, 4, 2, 1) if length % p == 0) for length in size]
     if "channels" in known and "strides" in known:
-        # As many halvings as leave at least two voxels of the smallest axis and no remainder, four at most.
+        # Halvings without a remainder that leave at least two voxels of the smallest axis, four at most.
         depth = max([n for n in range(5) if all(s % 2**n == 0 and s >= 2 ** (n + 1) for s in size)])
         channels_given = given.get("channels")
         levels = len(channels_given) if channels_given else max(depth, 1) + 1
-        if name in ("AutoEncoder", "VarAutoEncoder"):  # which halves at every level
+        if name in ("AutoEncoder", "VarAutoEncoder"):  # this network halves at every level
             levels = len(channels_given) if channels_given else max(depth, 1)
             values["strides"] = [2] * levels
         else:
@@ -190,13 +190,13 @@ def _make(
             )
     try:
         network: nn.Module = made(**(settled | given))
-    except Exception as error:  # what a network raises depends on it
+    except Exception as error:  # a network may raise anything
         raise ConfigError(f"plugins.brain.network: {name} cannot be made: {error}") from error
     return network
 
 
 def _parameters(made: Callable[..., Any]) -> set[str]:
-    """Names of the arguments; of classes that pass further ones on, those of their parents too."""
+    """Names of the arguments; for classes that pass on further arguments, also those of their parents."""
     names: set[str] = set()
     for kind in made.__mro__ if isinstance(made, type) else [made]:
         if kind in (nn.Module, object) or (isinstance(kind, type) and "__init__" not in vars(kind)):
@@ -209,9 +209,9 @@ def _parameters(made: Callable[..., Any]) -> set[str]:
 
 
 def _checked(name: str, network: nn.Module, task: str, shape: list[int], outputs: int) -> nn.Module:
-    """The network, after one image went through as shapes only; of several results only the first is kept.
+    """The network, checked with one image of shapes only; of several results only the first is kept.
 
-    Raises ConfigError when the image cannot go through, or when the result does not fit.
+    Raises ConfigError if the network fails on the image, or if the result does not fit.
     """
     image = _by(shape[1:])
     network.eval()

@@ -1,4 +1,4 @@
-"""What a trained network says of images without labels: a table, and images in the geometry of the files."""
+"""Predictions for images without labels: a table, and images in the geometry of the files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from medtrain_plugins.brain.options import BrainOptions
 
 
 def predict_images(run: Run, source: Any, options: BrainOptions) -> pd.DataFrame:
-    """One row per image: `sample_id`, `participant_id`, `session_id`, and what its task says.
+    """One row per image: `sample_id`, `participant_id`, `session_id`, and the prediction of the task.
 
     `predicted` and `probability_<class>`; `prediction`; or `file`, a NIfTI in the geometry of the input: labels with
     `volume_<label>` in mm^3, or the reconstruction with its mean squared error `mse`. source: an image file, a folder
@@ -54,8 +54,8 @@ def predict_images(run: Run, source: Any, options: BrainOptions) -> pd.DataFrame
 def run_image(model: VolumeModel, image: Tensor, options: BrainOptions, device: torch.device) -> Tensor:
     """The model's result for a whole image (C, D, H, W), as on a batch of one.
 
-    Of a network trained on parts, each part's, put together: probabilities are averaged (as their logarithm), numbers
-    and images too.
+    For a network trained on parts, the results of the parts are averaged: probabilities (returned as logarithms),
+    numbers and images.
     """
     with torch.no_grad():
         if options.extraction.kind == "image":

@@ -1,4 +1,4 @@
-"""Which voxels a decision rests on: integrated gradients and Grad-CAM, as NIfTI in the input's geometry and PNG."""
+"""Which voxels a decision depends on: integrated gradients and Grad-CAM, as NIfTI in the input's geometry and PNG."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from medtrain_plugins.brain.model.model import DENSE, VolumeModel
 from medtrain_plugins.brain.options import BrainOptions
 
 Method = Literal["integrated_gradients", "gradcam"]
-STEPS = 32  # of the path of integrated gradients
+STEPS = 32  # steps of the path of integrated gradients
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be explained. source: as for predictions. out: folder to write to. target: class by name, by default
-    the predicted one. layer: of Grad-CAM, by its name in the network; default: the last convolution."""
+    """What to explain.
+
+    source: as for predictions. out: output folder. target: class by name; default: the predicted one. layer: of
+    Grad-CAM, by its name in the network; default: the last convolution.
+    """
 
     source: Path
     out: Path
@@ -88,7 +91,7 @@ def attribute(model: VolumeModel, image: Tensor, target: int, method: Method, la
     model.eval()
     seen = model.standardized(image)[0].detach()
     if method == "integrated_gradients":
-        # Standardising undoes any scaling, and with it the path: it starts after that.
+        # Standardisation would undo the scaling along the path, so the path starts after it.
         found = IntegratedGradients(model.module).attribute(
             seen, target=target, n_steps=STEPS, internal_batch_size=max(len(seen), 4)
         )
@@ -102,7 +105,7 @@ def attribute(model: VolumeModel, image: Tensor, target: int, method: Method, la
 
 
 def find_layer(network: nn.Module, name: str = "") -> nn.Module:
-    """A part of the network by its name; without one, the last convolution. Raises UsageError."""
+    """A layer of the network by its name; without a name the last convolution. Raises UsageError."""
     convolutions: dict[str, nn.Module] = {
         key: part for key, part in network.named_modules() if isinstance(part, nn.Conv2d | nn.Conv3d)
     }
@@ -126,7 +129,7 @@ def picture(image: Array, found: Array, title: str) -> Figure:
     for axis, axes in enumerate(figure.subplots(1, 3)):
         plane, strength = (np.take(volume, peak[axis], axis=axis).T for volume in (image, found))
         axes.imshow(plane, cmap="gray", origin="lower")
-        # What contributes little lets the image through.
+        # Small attributions are transparent.
         alpha = np.clip(np.abs(strength) / limit, 0, 1) ** 0.5
         drawn = axes.imshow(strength, cmap="coolwarm", origin="lower", alpha=alpha, vmin=-limit, vmax=limit)
         axes.set_title(f"axis {axis}, voxel {peak[axis]}", fontsize=9)

@@ -1,1 +1,1 @@
-"""From cohort tables to samples."""
+"""From cohort tables to samples: layouts, checks, exams, labels, images, augmentation, datasets."""

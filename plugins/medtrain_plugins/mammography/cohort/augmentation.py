@@ -1,8 +1,8 @@
-"""Random changes of whole exams, on the device: crop, shift and zoom, brightness and contrast, gamma, flip.
+"""Augmentation of whole exams, on the device: crop, shift and zoom, brightness and contrast, gamma, flip.
 
-The settings are those of the LMV-Net benchmark. Its chain drew anew for every image, which put changes
-between prior and current, and differences between views, that no patient had; here one draw serves all images
-of a sample.
+The settings are those of the LMV-Net benchmark. The benchmark sampled separately for every image, which added false
+changes between prior and current exam and false differences between views. Here one draw is used for all images of a
+sample.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Cohorts: a table of mammograms, read, checked row by row and matched with its image files.
 
-Nothing is repaired in silence. Rows and images that cannot be used are counted by kind and reported together,
-or, when asked for, dropped with the counts kept in `Cohort.about`.
+Nothing is repaired silently. Rows and images that cannot be used are counted by kind and reported together or, on
+request, dropped with the counts in `Cohort.about`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from medtrain_plugins.mammography.cohort.layouts import (
 )
 
 LABELS = ["years_to_cancer", "years_to_followup"]
-EXAMPLES = 3  # named per kind of problem
-FURTHER = "factor_"  # columns of such names are carried along as text: risk factors, which Mirai takes
+EXAMPLES = 3  # places named per kind of problem
+FURTHER = "factor_"  # columns with this prefix are kept as text: risk factors for Mirai
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Cohort:
     table: one row per image, sorted by patient, exam, side, view and file name, with the columns `image_path`,
     `file_name`, `patient_id` and `exam_id` (text), `exam_date` (EMBED only) and `exam_year`, `laterality` (L, R),
     `view` (CC, MLO), `years_to_cancer` and `years_to_followup` (float, NaN = empty cell), `density` (1..4 = A..D),
-    `cancer_type`, `race` (EMBED only; index into `layouts.RACES`), -1 = unknown, `group` (train, validation,
-    test, or None when the cohort is not split), and the table's columns `factor_<name>` as text.
-    layout: "embed" or "csaw". about: counts, for the run directory (JSON).
+    `cancer_type`, `race` (EMBED only; index into `layouts.RACES`), -1 = unknown, `group` (train, validation, test, or
+    None if the cohort is not split), and the table's columns `factor_<name>` as text. layout: "embed" or "csaw". about:
+    counts, for the run directory (JSON).
     """
 
     table: pd.DataFrame
@@ -54,7 +54,7 @@ class Cohort:
 
     @property
     def groups(self) -> list[str]:
-        """The groups there are, in the order train, validation, test; empty when the cohort is not split."""
+        """The existing groups, in the order train, validation, test; empty if the cohort is not split."""
         found = set(self.table["group"].dropna())
         return [name for name in GROUPS if name in found]
 
@@ -64,7 +64,7 @@ class Cohort:
 
 
 class Problems:
-    """What is wrong with a cohort: counts by kind, and the first places of each kind."""
+    """The problems of a cohort: counts by kind, and the first places of each kind."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -91,11 +91,11 @@ def read_cohort(
 ) -> Cohort:
     """Reads and checks a cohort: every row, and the header of every image.
 
-    table: a CSV file (comma, semicolon or tab), or a folder that holds exactly one. images: the folder of the
-    images, or of `train`, `val` and `test` with the images; default: the folder of the table. layout: "embed",
-    "csaw" or "auto". columns: canonical name -> column, for tables with other names. on_bad_rows: "error" refuses
-    the cohort with one message for everything; "drop" leaves bad rows out and counts them.
-    Raises DataError (also, whatever `on_bad_rows`, for a patient in two groups and an empty group), ConfigError.
+    table: a CSV file (comma, semicolon or tab), or a folder that holds exactly one. images: the folder of the images,
+    or of `train`, `val` and `test` with the images; default: the folder of the table. layout: "embed", "csaw" or
+    "auto". columns: canonical name -> column, for tables with other names. on_bad_rows: "error" raises one error for
+    all bad rows; "drop" leaves them out and counts them. Raises DataError (also, whatever `on_bad_rows`, for a patient
+    in two groups and an empty group), ConfigError.
     """
     if on_bad_rows not in ("error", "drop"):
         raise ConfigError(f"on_bad_rows: {on_bad_rows!r} is neither 'error' nor 'drop'")
@@ -114,7 +114,7 @@ def read_cohort(
         unnamed = by_name["patient_id"].isna()
         problems.add(f"file name is not {EMBED_PATTERN}", files["image_path"][unnamed])
         files = files.join(by_name)[~unnamed]
-        has_dates = rows["exam"].str.len().max() > 4  # a table may have the year only
+        has_dates = rows["exam"].str.len().max() > 4  # some tables have only the year
         files["exam"] = files["date"] if has_dates else files["date"].str[:4]
         key = ["patient_id", "laterality", "view", "exam"]
     else:
@@ -144,8 +144,8 @@ def read_cohort(
 def list_images(folder: Path) -> pd.DataFrame:
     """The PNG files of a folder, or of its folders `train`, `val` (or `validation`) and `test`, sorted by name.
 
-    Returns the columns `file_name`, `image_path` and `group` (None without such folders).
-    Raises DataError when the folder, or one of the three, holds none.
+    Returns the columns `file_name`, `image_path` and `group` (None without such folders). Raises DataError if the
+    folder, or one of the three, has none.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of images; name it with --images")
@@ -181,7 +181,7 @@ def _find_table(path: Path) -> Path:
 
 
 def read_text(table: Path) -> pd.DataFrame:
-    """The table, which must have rows, as `read_table` gives it."""
+    """The table as `read_table` reads it; it must have rows."""
     raw = read_table(table)
     if raw.empty:
         raise DataError(f"{table}: the table has no rows")
@@ -191,7 +191,7 @@ def read_text(table: Path) -> pd.DataFrame:
 def _read_rows(
     raw: pd.DataFrame, layout: Layout, mapping: Mapping[str, str], table: str, problems: Problems
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Typed rows with `line` and `bad`, and how many cells of the coded columns are not understood."""
+    """Typed rows with `line` and `bad`, and the number of cells in coded columns with an unknown code."""
     text = pd.DataFrame({name: raw[column] for name, column in mapping.items()})
     rows = pd.DataFrame({"line": text.index, "bad": False}, index=text.index)
 
@@ -247,7 +247,7 @@ def _read_rows(
 def _match(rows: pd.DataFrame, files: pd.DataFrame, key: list[str], table: str, problems: Problems) -> pd.DataFrame:
     """The images with the row of their `key`, without bad ones.
 
-    Several images of one key (a view taken twice on a day) share a row, or have one each that says the same.
+    Several images of one key (a view taken twice on a day) share a row, or have one row each with equal values.
     """
     keyed = rows.dropna(subset=key)
     places = table + ":" + keyed["line"].astype(str)
@@ -285,7 +285,7 @@ def _check_groups(matched: pd.DataFrame, table: str, problems: Problems) -> pd.D
 
 
 def _check_images(matched: pd.DataFrame, problems: Problems) -> pd.DataFrame:
-    """Without images that are no 16-bit gray PNG, or of another size than most."""
+    """Removes images that are not 16-bit gray PNG, or have another size than most."""
     sizes: dict[str, tuple[int, int]] = {}
     for path in matched["image_path"]:
         try:
@@ -309,7 +309,7 @@ def _check_images(matched: pd.DataFrame, problems: Problems) -> pd.DataFrame:
 
 
 def _check_views(matched: pd.DataFrame, table: str, problems: Problems) -> pd.DataFrame:
-    """Without breasts whose images of one exam have different labels."""
+    """Removes breasts whose images of one exam have different labels."""
     breast = matched.groupby(["patient_id", "exam", "laterality"])
     differ = pd.Series(False, index=matched.index)
     for name in LABELS:
@@ -322,7 +322,7 @@ def _check_views(matched: pd.DataFrame, table: str, problems: Problems) -> pd.Da
 def _cohort(matched: pd.DataFrame, layout: Layout, table: Path) -> Cohort:
     """The canonical table, sorted. Raises DataError for patients in two groups."""
     if layout.name == "embed":
-        # The file name has the full date also where the table has only the year.
+        # The file name has the full date, also if the table has only the year.
         dates = matched["file_name"].str.extract(f"^{EMBED_NAME.pattern}$")["date"]
         matched = matched.assign(exam=dates, exam_date=pd.to_datetime(dates))
     matched = matched.assign(

@@ -25,20 +25,20 @@ CODES = ("density", "cancer_type", "race")
 class ExamDataset:
     """Samples of one model (see `samples`) with their images, as dicts:
 
-    the images, (*S, 1, H, W) float32 in [0, 1], under the keys and in the order of `samples.images`, zeros where there
-    is none; if a model takes whole visits (S = (T, 4)), `exam_mask` (T,) and `view_mask` (T, 4) bool, True where there
-    is something; the constants and extras of `samples`; `time_gap` () float32, years 0..5; `density`, `cancer_type` and
-    (EMBED) `race` () int64, -1 = unknown; the texts among `TEXTS` that the table has; and, with labels, `target`,
-    `y_mask` (5,) float32, `event_times` (0-based year), `event_observed`, `years_to_cancer` (0-based, 5 or more: none)
-    and `years_to_last_followup` (from 1) () int64; the same of the prior exam, where samples have one image before
-    another, as `target_prior`, `y_mask_prior`, `previous_event_times`, `years_to_cancer_prior` and
+    the images, (*S, 1, H, W) float32 in [0, 1], under the keys and in the order of `samples.images`, zeros for a
+    missing image; if a model takes whole visits (S = (T, 4)), `exam_mask` (T,) and `view_mask` (T, 4) bool, True for
+    existing exams and images; the constants and extras of `samples`; `time_gap` () float32, years 0..5; `density`,
+    `cancer_type` and (EMBED) `race` () int64, -1 = unknown; the texts among `TEXTS` that the table has; and, with
+    labels, `target`, `y_mask` (5,) float32, `event_times` (0-based year), `event_observed`, `years_to_cancer` (0-based,
+    5 or more: none) and `years_to_last_followup` (from 1) () int64; the same of the prior exam, for samples with a
+    prior image, as `target_prior`, `y_mask_prior`, `previous_event_times`, `years_to_cancer_prior` and
     `years_to_last_followup_prior`.
 
     table: one row per sample, as `samples.make` gives them. image_size: (H, W) to resize to; None keeps the files'
-    size. orientation: see `images.read_pixels`. layout: of the cohort. cache_bytes: when all images of these samples
-    fit, each is decoded once per process and kept as it was read (16 bits a pixel).
-    `strata` is 1 for every sample of a woman with cancer within five years of one of her exams, so that a split is
-    balanced by woman; `classes` is 1 for samples with cancer within five years, for class-balanced sampling.
+    size. orientation: see `images.read_pixels`. layout: of the cohort. cache_bytes: if all images of these samples fit,
+    each is decoded once per process and kept as read (16 bits a pixel). `strata` is 1 for every sample of a woman with
+    cancer within five years of one of her exams, so that a split is balanced by woman; `classes` is 1 for samples with
+    cancer within five years, for class-balanced sampling.
     """
 
     deterministic = True
@@ -119,7 +119,7 @@ class ExamDataset:
 
 
 def _values(table: pd.DataFrame) -> dict[str, Tensor]:
-    """What the table says of each sample beyond its images, first dimension N."""
+    """The table's values of each sample, without its images; first dimension N."""
     values: dict[str, Any] = {}
     if "time_gap" in table:
         values["time_gap"] = table["time_gap"].to_numpy(np.float32)
@@ -141,7 +141,7 @@ def _values(table: pd.DataFrame) -> dict[str, Tensor]:
 
 
 def _labels(table: pd.DataFrame, suffix: str = "") -> tuple[SurvivalTargets, dict[str, Any]]:
-    """Labels of the exams whose columns end in `suffix`, and the years they come from."""
+    """Labels of the exams whose columns end in `suffix`, and the years behind them."""
     ttc, followup = table[f"years_to_cancer{suffix}"].to_numpy(), table[f"years_to_followup{suffix}"].to_numpy()
     years = {
         f"years_to_cancer{suffix}": clean_ttc(ttc) - 1,
@@ -153,8 +153,8 @@ def _labels(table: pd.DataFrame, suffix: str = "") -> tuple[SurvivalTargets, dic
 def read_folder(folder: str | Path) -> Cohort:
     """A cohort without labels from a folder of images named as in EMBED, for prediction; no table is needed.
 
-    The folder holds the images, or folders `train`, `val`, `test` with them. `density` and `cancer_type` are unknown
-    (-1). Raises DataError naming files with another name, side, view or date, and files that are no 16-bit gray PNG.
+    The folder has the images, or folders `train`, `val`, `test` with them. `density` and `cancer_type` are unknown
+    (-1). Raises DataError naming files with another name, side, view or date, and files that are not 16-bit gray PNG.
     """
     table = list_images(Path(folder))
     table = table.join(table["file_name"].str.extract(f"^{EMBED_NAME.pattern}$"))

@@ -1,8 +1,8 @@
 """Exams and samples: which images of a cohort belong together, and which exams follow each other.
 
-One exam is what a woman had on one date (CSAW-CC: in one year). The tables of samples have one row per sample:
+One exam has all images of a woman on one date (CSAW-CC: in one year). The tables of samples have one row per sample:
 `sample_id`, `patient_id`, `exam_id`, columns of image paths, and the columns of `Cohort.table`; labels and facts are
-those of the current exam. Samples of the longitudinal models set an image, a breast or an exam beside its own
+those of the current exam. Samples of the longitudinal models combine an image, a breast or an exam with its own
 previous one.
 """
 
@@ -18,7 +18,7 @@ BREAST = [*EXAM, "laterality"]
 VIEWS = ["cc", "mlo"]
 EXAM_VIEWS = ["L_CC", "L_MLO", "R_CC", "R_MLO"]
 LABELS = ["years_to_cancer", "years_to_followup"]
-IMAGE_FACTS = ["image_path", "file_name", "view"]  # what is true of one image only
+IMAGE_FACTS = ["image_path", "file_name", "view"]  # columns about one image only
 MAX_GAP = 5.0  # years; the time encoding of the models ends there
 DAYS_PER_YEAR = 365.25
 
@@ -26,8 +26,8 @@ DAYS_PER_YEAR = 365.25
 def without_repeats(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """The table with one image per woman, exam, side and view, and how many repeats were left out.
 
-    Of the images of one view taken on one day the first by file name is kept: they show one moment, so that they
-    must neither be paired with each other nor stand for it in an order that the file system decides.
+    Of the images of one view on one day, the first by file name is kept. They show the same moment, so they must not be
+    paired with each other, and the choice must not depend on the file system.
     """
     repeated = table.sort_values("file_name", kind="stable").duplicated([*BREAST, "view"]).reindex(table.index)
     return table[~repeated].reset_index(drop=True), int(repeated.sum())
@@ -46,8 +46,8 @@ def breasts(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def years_between(earlier: pd.DataFrame, later: pd.DataFrame) -> pd.Series:
-    """Years between the exams of two tables of equal rows: days / 365.25, or the difference of years where the cohort
-    has no dates; within [0, 5].
+    """Years between the exams of two tables, row by row: days / 365.25, or the difference of years without dates;
+    within [0, 5].
     """
     if "exam_date" in later:
         gap = (later["exam_date"] - earlier["exam_date"]).dt.days / DAYS_PER_YEAR
@@ -59,11 +59,11 @@ def years_between(earlier: pd.DataFrame, later: pd.DataFrame) -> pd.Series:
 def lmv_pairs(cohort: Cohort) -> pd.DataFrame:
     """The samples of LMV-Net: a breast and its previous exam, both with CC and MLO.
 
-    Consecutive are the exams of one side; one that lacks a view is not skipped, so that the change a sample shows is
-    always the latest. Facts are those of the current CC image.
+    Exams are consecutive by side. An exam that lacks a view is not skipped, so a sample always shows the latest change.
+    Facts are those of the current CC image.
 
     Adds the paths `current_cc`, `current_mlo`, `previous_cc`, `previous_mlo` and `time_gap` (years); sorted by woman,
-    exam and side. Raises DataError when there is none.
+    exam and side. Raises DataError if there is none.
     """
     current = breasts(cohort.table)
     previous = current.groupby(["patient_id", "laterality"]).shift(1)
@@ -132,9 +132,9 @@ def visit_column(visit: int, view: str) -> str:
 def visits(cohort: Cohort, count: int) -> pd.DataFrame:
     """The samples of VMRA-MaR: an exam with all four views and up to `count` - 1 such exams before it, at least one.
 
-    In CSAW-CC incomplete exams are skipped; where exams have dates (EMBED) one breaks the chain, so that the change
-    a sample shows is always the latest. Adds the paths `visit_<k>_<view>`, k = 0 the oldest and `count` - 1 the current
-    exam, NaN before a woman's first visit, and `time_gap` (years) to the exam before. Raises DataError without one.
+    In CSAW-CC incomplete exams are skipped; with dates (EMBED) an incomplete exam ends the sequence, so a sample always
+    shows the latest change. Adds the paths `visit_<k>_<view>`, k = 0 the oldest and `count` - 1 the current exam, NaN
+    before a woman's first visit, and `time_gap` (years) to the exam before. Raises DataError without one.
     """
     exams = all_exams(cohort.table)
     complete = exams[EXAM_VIEWS].notna().all(axis=1)

@@ -25,7 +25,7 @@ _COLOURS = {0: "gray", 2: "colour", 3: "palette", 4: "gray with transparency", 6
 
 
 class Header(NamedTuple):
-    """What a PNG header says. height, width: pixels. bits: per channel. colour: "gray" for a mammogram."""
+    """A PNG header. height, width: pixels. bits: per channel. colour: "gray" for a mammogram."""
 
     height: int
     width: int
@@ -33,7 +33,7 @@ class Header(NamedTuple):
     colour: str
 
     def problem(self) -> str | None:
-        """Why this is no mammogram, or None."""
+        """The reason why this is not a mammogram, or None."""
         if self.bits != 16 and self.colour == "gray":
             return f"the image has {self.bits} bits per pixel, 16 are needed"
         if self.colour != "gray":
@@ -44,7 +44,7 @@ class Header(NamedTuple):
 def read_header(path: str | Path) -> Header:
     """The header of a PNG file: its first and last bytes are read, nothing is decoded.
 
-    Raises DataError when the file cannot be opened, is no PNG, or is cut short.
+    Raises DataError if the file cannot be opened, is not PNG, or is truncated.
     """
     try:
         with Path(path).open("rb") as file:
@@ -64,10 +64,10 @@ def read_header(path: str | Path) -> Header:
 def read_pixels(path: str | Path, size: tuple[int, int] | None = None, orientation: Orientation = "as_is") -> Pixels:
     """A mammogram as (H, W) uint16.
 
-    size: (rows, columns) to resize to (bilinear, antialiased when it shrinks); None keeps the file's.
-    orientation: "mirai" mirrors the image when its outer left quarter is brighter than its outer right quarter,
-    so that the chest wall lies on the right, as the published Mirai weights expect; "as_is" leaves it.
-    Raises DataError naming the file when it is unreadable, not 16-bit gray, or blank (all pixels equal).
+    size: (rows, columns) to resize to (bilinear, antialiased when shrinking); None keeps the file's. orientation:
+    "mirai" mirrors the image when its outer left quarter is brighter than its outer right quarter, so that the chest
+    wall lies on the right, as the published Mirai weights expect; "as_is" leaves it. Raises DataError naming the file
+    when it is unreadable, not 16-bit gray, or blank (all pixels equal).
     """
     if problem := read_header(path).problem():
         raise DataError(f"{path}: {problem}; convert it from the original DICOM again")

@@ -1,10 +1,9 @@
 """Labels of the risk models: from the two numbers of a table row to yearly targets, masks, survival times.
 
-A row says after how many years cancer was found (`years_to_cancer`; empty, or a large number such as 100,
-when it was not) and how many years the woman was followed. The model predicts, for each year y = 0..4, cancer
-within y + 1 years. A year is supervised while its answer is known: up to the event for a case, up to the last
-contact for the others. Years 0 and 1 after the exam are one year, and a cancer after the last predicted year
-is a control's row.
+A row has the number of years until cancer was found (`years_to_cancer`; empty, or a large number such as 100, without
+cancer) and the number of years of follow-up. The model predicts, for each year y = 0..4, cancer within y + 1 years. A
+year is supervised while the outcome is known: up to the event for a case, up to the last contact for the others. Years
+0 and 1 after the exam count as one year, and a cancer after the last predicted year makes a control.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ Values = Sequence[Any] | npt.NDArray[Any]
 class SurvivalTargets(NamedTuple):
     """Labels of N samples over n years.
 
-    target: (N, n) float32, 1 from the year of the event on. mask: (N, n) float32, 1 while the year's answer
-    is known. event_time: (N,) int64, 0-based year of the event or of the last contact. event_observed: (N,)
-    int64, 1 = cancer within n years.
+    target: (N, n) float32, 1 from the year of the event on. mask: (N, n) float32, 1 while the year's outcome is known.
+    event_time: (N,) int64, 0-based year of the event or of the last contact. event_observed: (N,) int64, 1 = cancer
+    within n years.
     """
 
     target: npt.NDArray[np.float32]
@@ -40,7 +39,7 @@ def clean_ttc(years_to_cancer: Values, n_years: int = N_YEARS) -> IntArray:
     """Whole years to cancer, (N,) int64 from 1: fractions are cut, 0 counts as 1, empty as `n_years` + 1 (no
     cancer).
 
-    Raises DataError for values that are no number of years (see `label_problems`).
+    Raises DataError for values that are not a number of years (see `label_problems`).
     """
     return _clean(years_to_cancer, missing=n_years + 1, column="years to cancer")
 
@@ -48,7 +47,7 @@ def clean_ttc(years_to_cancer: Values, n_years: int = N_YEARS) -> IntArray:
 def clean_followup(years_to_followup: Values) -> IntArray:
     """Whole years of follow-up, (N,) int64 from 1: fractions are cut, 0 and empty count as 1.
 
-    Raises DataError for values that are no number of years (see `label_problems`).
+    Raises DataError for values that are not a number of years (see `label_problems`).
     """
     return _clean(years_to_followup, missing=1, column="years of follow-up")
 
@@ -78,11 +77,11 @@ def survival_targets(years_to_cancer: Values, years_to_followup: Values, n_years
 
 
 def label_problems(years_to_cancer: Values, years_to_followup: Values, n_years: int = N_YEARS) -> list[str | None]:
-    """For each row, why no label can be made of it, or None.
+    """For each row, the reason why it has no label, or None.
 
-    Negative, infinite and non-numeric values are impossible. So is a cancer within `n_years` that lies more
-    than one year after the last contact; one year is the slack between cohorts that count the years to cancer
-    by calendar and the follow-up in whole elapsed years (December 2015 to January 2017: 2 and 1).
+    Negative, infinite and non-numeric values are impossible. So is a cancer within `n_years` that lies more than one
+    year after the last contact; one year of difference is possible if a cohort counts the years to cancer by calendar
+    and the follow-up in whole elapsed years (December 2015 to January 2017: 2 and 1).
     """
     if len(years_to_cancer) != len(years_to_followup):
         raise DataError(
@@ -109,7 +108,7 @@ def label_problems(years_to_cancer: Values, years_to_followup: Values, n_years: 
 
 
 def _numbers(values: Values) -> list[float | None]:
-    """Each value as a number: None for an empty cell, NaN for what is no number."""
+    """Each value as a number: None for an empty cell, NaN for other texts."""
     numbers: list[float | None] = []
     for value in values:
         if value is None or value != value or (isinstance(value, str) and not value.strip()):

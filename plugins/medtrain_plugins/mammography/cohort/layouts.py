@@ -1,4 +1,4 @@
-"""How the tables of the two public cohorts are laid out: column names, codes, and how a row finds its image.
+"""The table layouts of the two public cohorts: column names, codes, and how a row refers to its image.
 
 EMBED (Jeong et al. 2023): images named `<patient>_<L|R>_<CC|MLO>_<YYYY-MM-DD>_<anything>.png`; a row names
 patient, side, view and date. CSAW-CC (Strand 2022): a row names its file. Both: images in one folder, or in
@@ -56,9 +56,8 @@ def _codes(names: list[str], first: int) -> dict[str, int]:
 class Layout:
     """One table layout.
 
-    required, optional: canonical name -> accepted column names, the first one found is read.
-    codes: canonical name -> text of the table (upper case, single spaces) -> number. missing: the number of an
-    empty cell, where it is not UNKNOWN.
+    required, optional: canonical name -> accepted column names, the first one found is read. codes: canonical name ->
+    text of the table (upper case, single spaces) -> number. missing: the number of an empty cell, if it is not UNKNOWN.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""How each model makes samples of a cohort: which rows, which images under which key of the batch."""
+"""The samples of each model: which rows of a cohort, and which images under which key of the batch."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ EXAMS = Samples(exams.complete_exams, {"images": np.array(exams.EXAM_VIEWS)}, _e
 def exam_visits(visits: int) -> Samples:
     """The latest `visits` complete exams of a woman up to each exam, oldest first, at least two: VMRA-MaR.
 
-    With fewer exams the first places are empty: zeros, and False in `exam_mask` (visits,) and `view_mask` (visits, 4).
+    With fewer exams the first positions are empty: zeros, and False in `exam_mask` (visits,) and `view_mask` (visits,
+    4).
     """
     columns = [[exams.visit_column(visit, view) for view in exams.EXAM_VIEWS] for visit in range(visits)]
     return Samples(partial(exams.visits, count=visits), {"images": np.array(columns)}, _exam_constants)

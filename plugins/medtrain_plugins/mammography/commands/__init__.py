@@ -1,1 +1,1 @@
-"""Commands for mammography."""
+"""The commands for mammography: data, and the benchmark of the risk models."""

@@ -25,12 +25,12 @@ FILE = click.Path(path_type=Path)
 
 
 class Failed(Exception):
-    """A model that cannot be part of the comparison; the others go on."""
+    """A model failed and is left out of the comparison; the others continue."""
 
 
 @dataclass
 class Request:
-    """What was asked for: the same of every model."""
+    """The requested benchmark: the same settings for every model."""
 
     data: Path | None
     images: Path | None
@@ -40,42 +40,35 @@ class Request:
     assignments: Sequence[str]
 
     def resolve(self, plugin: str, registration: str | None = None) -> RunConfig:
-        """The configuration of one plugin: preset < --set < flags, as `medtrain run` has it.
+        """The configuration of one plugin: preset < --set < flags, as in `medtrain run`.
 
-        registration: that option, for plugins that have it. ConfigError names what cannot be used.
+        registration: that option, for plugins that have it. Raises ConfigError for unusable settings.
         """
-        from medtrain.catalog import find_preset
-        from medtrain.config import Layers, read_toml
-        from medtrain.plugins import Plugins
+        from medtrain.config import configure
 
-        plugins = Plugins.of([plugin])
-        options = plugins.options()
-        layers = Layers()
-        if self.preset is not None:
-            for path in find_preset([plugin], self.preset):
-                text, values = read_toml(path)
-                layers.add(values, f"preset {self.preset} ({path.name})", text)
-        if registration is not None and "registration" in options[plugin].model_fields:
-            layers.add({"plugins": {plugin: {"registration": registration}}}, "--registration")
+        known = type(configure([plugin]).options(plugin)).model_fields
+        values: dict[str, Any] = {}
+        if registration is not None and "registration" in known:
+            values["--registration"] = {"plugins": {plugin: {"registration": registration}}}
+        assignments = []
         for assignment in self.assignments:
             if assignment.startswith(EACH):
-                # What each model is told, the registration network need not have.
+                # The registration network need not have the options of every model.
                 key = assignment.removeprefix(EACH).partition("=")[0].split(".")[0].strip()
-                if plugin in MODELS or key in options[plugin].model_fields:
-                    layers.add_assignment(f"{plugin}.{assignment.removeprefix(EACH)}", [plugin])
-            elif assignment.partition(".")[0] in {*MODELS, REGISTRATION} - {plugin}:
-                continue
-            else:
-                layers.add_assignment(assignment, [plugin])
+                if plugin in MODELS or key in known:
+                    assignments.append(f"{plugin}.{assignment.removeprefix(EACH)}")
+            elif assignment.partition(".")[0] not in {*MODELS, REGISTRATION} - {plugin}:
+                assignments.append(assignment)
         flags: dict[str, dict[str, Any]] = {
-            "run": {"plugins": [plugin], "preset": self.preset, "seed": self.seed},
+            "run": {"preset": self.preset, "seed": self.seed},
             "data": {"table": self.data, "images": self.images},
             "optimization": {"num_epochs": self.epochs},
         }
-        for section, values in flags.items():
-            given = {key: value for key, value in values.items() if value is not None}
-            layers.add({section: given}, "benchmark")
-        return layers.build(options)
+        given = {
+            section: {key: value for key, value in inner.items() if value is not None}
+            for section, inner in flags.items()
+        }
+        return configure([plugin], values, preset=self.preset, assignments=assignments, flags={"benchmark": given})
 
 
 @click.command()
@@ -171,7 +164,7 @@ def _chosen(models: str) -> list[str]:
 
 
 def _set_one_cohort(request: Request, config: RunConfig, group: str) -> None:
-    """Make the cohort the same for all models: one table, one split. Without data it is the first model's demo."""
+    """Gives all models the same cohort: one table, one split. Without data it is the first model's demo."""
     from medtrain_plugins.mammography.build_data import demo_table
     from medtrain_plugins.mammography.cohort.cohort import read_cohort
 
@@ -194,7 +187,7 @@ def _aligns(config: RunConfig, name: str) -> bool:
 
 
 def _train(folder: Path, config: RunConfig, quiet: bool, as_json: bool, say: Callable[[str], None]) -> None:
-    """Train into a folder, or go on with what is there if it is the same run."""
+    """Trains into a folder, or continues the run in it if that has the same configuration."""
     from medtrain.rundir import Maps
 
     asked = config.to_toml()
@@ -215,7 +208,7 @@ def _train(folder: Path, config: RunConfig, quiet: bool, as_json: bool, say: Cal
 
 
 def _medtrain(arguments: list[str], to_stderr: bool) -> None:
-    """A command of medtrain in a process of its own, so that its memory is free again when it ends."""
+    """Runs a medtrain command in its own process, which frees its memory at the end."""
     process = subprocess.Popen([sys.executable, "-m", "medtrain", *arguments], stdout=2 if to_stderr else None)
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
@@ -223,7 +216,7 @@ def _medtrain(arguments: list[str], to_stderr: bool) -> None:
             try:
                 code = process.wait()
                 break
-            except KeyboardInterrupt:  # the process got it too, and writes a checkpoint
+            except KeyboardInterrupt:  # the process got the signal too, and writes a checkpoint
                 continue
     finally:
         signal.signal(signal.SIGTERM, before)

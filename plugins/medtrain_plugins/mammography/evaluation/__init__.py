@@ -1,1 +1,1 @@
-"""Metrics, strata and plots of risk models."""
+"""Evaluation of risk models: survival metrics, bootstrap, strata, comparisons and figures."""

@@ -1,9 +1,8 @@
 """Confidence intervals by a bootstrap of patients: seeded, stratified by case and control, percentile limits.
 
-Samples of one patient are not independent, so patients are drawn, not samples: those with a cancer inside
-the window in any of their samples, and the others, each group with replacement to its own size. A replicate
-is kept as the number of times each sample occurs in it, which lets `survival.concordance` score hundreds of
-replicates at once.
+Samples of one patient are not independent, so patients are drawn, not samples: those with a cancer inside the window in
+any of their samples, and the others, each group with replacement to its own size. A replicate is the number of times
+each sample occurs in it, so `survival.concordance` can score hundreds of replicates at once.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def replicate_counts(patient_id: Array, event_observed: Array, replicates: int, 
 
 
 def percentile_summary(scores: FloatArray, alpha: float = 0.05) -> dict[str, float | int | None]:
-    """Mean, percentile limits and number of the replicates that have a value; None where none has.
+    """Mean, percentile limits and number of the replicates with a value; None if none has one.
 
     Keys: `mean`, `low`, `high`, `valid`.
     """

@@ -1,9 +1,8 @@
-"""Risk models on equal terms: by exam and by patient, over the exams that all of them scored.
+"""Comparison of risk models by exam and by patient, over the exams that all of them scored.
 
-Models score different things (a pair of views, a breast, an exam) of different exams (some need a previous one). A
-comparison therefore leaves the samples behind: every run gets one risk an exam (the mean of its samples), only exams
-that every run scored are kept, and a patient is her latest one of these. Weights, labels and resamples are the same
-for all runs.
+Models score different things (a pair of views, a breast, an exam) of different exams (some need a previous one). So a
+comparison does not use samples: every run has one risk per exam (the mean of its samples), only exams that every run
+scored are kept, and each patient has her latest one of these. Weights, labels and resamples are the same for all runs.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ from medtrain_plugins.mammography.evaluation.survival import (
     year_classes,
 )
 
-ALL_SIDES = -1  # every bit: a sample that is a whole exam
+ALL_SIDES = -1  # all bits: the sample is a whole exam
 
 
 class Censored(Protocol):
-    """What a comparison needs of a run's metric: the censoring curve of the training group, and its size."""
+    """A metric with the censoring curve of the training group, and the size of that group."""
 
     censoring: FloatArray
     training_samples: int
@@ -47,7 +46,7 @@ class Censored(Protocol):
 
 @dataclass(frozen=True)
 class Exams:
-    """What one run scored, by exam. keys: (N,) of patient and exam, sorted. sides: (N,) bits of the breasts scored."""
+    """The scores of one run by exam. keys: (N,) of patient and exam, sorted. sides: (N,) bits of the breasts scored."""
 
     keys: Array
     sides: IntArray
@@ -63,8 +62,8 @@ def compare_risks(
     largest training group. Limits and p-values come from a bootstrap of patients, by case and control, whose draws all
     runs share; AUCs are also tested after DeLong, by exam in Obuchowski's version for patients with several exams.
 
-    An exam that one run scored in part (one breast, say) and that therefore has other labels there is left out.
-    Raises DataError when runs that scored the same breasts have different labels, and when no exam is common.
+    An exam that one run scored in part (one breast, for example), and that therefore has other labels there, is left
+    out. Raises DataError if runs that scored the same breasts have different labels, and if no exam is common.
     """
     exams = {run: _exams(run, rows, _sides_of(tables)) for run, rows in tables.items()}
     common, in_part = _common_exams(exams)
@@ -111,7 +110,7 @@ def _keys(rows: Rows) -> Array:
 
 
 def _common_exams(exams: Mapping[str, Exams]) -> tuple[Array, int]:
-    """Keys of the exams every run scored with the same labels, sorted, and how many were scored in part."""
+    """Keys of the exams that every run scored with the same labels, sorted, and the number scored in part."""
     common = None
     for scored in exams.values():
         common = scored.keys if common is None else np.intersect1d(common, scored.keys)
@@ -201,7 +200,7 @@ def _section(tables: Mapping[str, Rows], facts: Mapping[str, Any], unit: Unit) -
 
 
 def roc_figure(tables: Mapping[str, Rows], unit: Unit) -> Figure:
-    """A panel for each year, in it the ROC curve of every run; the AUCs are those of `unit`."""
+    """A panel for each year with the ROC curve of every run; the AUCs are those of `unit`."""
     rows = next(iter(tables.values()))
     n_years = rows["risk"].shape[1]
     times, observed = check_times(rows["event_time"], rows["event_observed"], n_years)

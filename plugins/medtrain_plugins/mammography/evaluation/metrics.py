@@ -34,11 +34,11 @@ OPTIONAL_COLUMNS = ("exam_id", "laterality", "density", "race", "cancer_type", "
 class RiskMetrics:
     """C-index (time-dependent, the one to select models by), Uno's C and yearly AUCs of 5-year risks.
 
-    primary_risk: outputs -> (B, 5) cumulative risks. train_event_times, train_event_observed: (N_train,) of
-    the training group, whose censoring weights the pairs. replicates: of the bootstrap in `details`.
-    cancer_types: names of the codes in the column `cancer_type`. reference: also give `c_index_reference`, the value
-    the published benchmark computed. It is wrong (a model that says nothing scores almost 1): it is there to reproduce
-    published numbers, not to judge or select models by.
+    primary_risk: outputs -> (B, 5) cumulative risks. train_event_times, train_event_observed: (N_train,) of the
+    training group, whose censoring weights the pairs. replicates: of the bootstrap in `details`. cancer_types: names of
+    the codes in the column `cancer_type`. reference: also give `c_index_reference`, the value the published benchmark
+    computed. It is wrong (an uninformative model scores almost 1): use it only to reproduce published numbers, not to
+    evaluate or select models.
     """
 
     names: tuple[str, ...] = ("c_index", "c_index_uno", *(f"auc_year_{year + 1}" for year in range(N_YEARS)))
@@ -63,8 +63,7 @@ class RiskMetrics:
             self.names = (*self.names, "c_index_reference")
 
     def rows(self, outputs: Any, batch: dict[str, Any]) -> dict[str, Any]:
-        """`risk` (B, 5) float32, `event_time` and `event_observed` (B,) int64, `patient_id`, and what else
-        there is.
+        """`risk` (B, 5) float32, `event_time` and `event_observed` (B,) int64, `patient_id`, and the optional columns.
 
         batch: `event_times`, `event_observed`, `patient_id`; optionally any of `OPTIONAL_COLUMNS`.
         """
@@ -80,7 +79,7 @@ class RiskMetrics:
         }
 
     def compute(self, rows: Rows) -> dict[str, float]:
-        """`c_index`, `c_index_uno`, `auc_year_1` ... `auc_year_5`, and `c_index_reference` when it is wanted."""
+        """`c_index`, `c_index_uno`, `auc_year_1` ... `auc_year_5`, and `c_index_reference` if requested."""
         if (reason := unusable(rows)) is not None:
             return {name: Undefined(reason) for name in self.names}
         times, observed, risk = rows["event_time"], rows["event_observed"], rows["risk"]
@@ -92,8 +91,7 @@ class RiskMetrics:
         return values
 
     def details(self, rows: Rows, seed: int) -> dict[str, Any]:
-        """Everything with confidence intervals, as plain JSON values (None, with a reason, for what is
-        undefined).
+        """All values with confidence intervals, as plain JSON (None, with a reason, if undefined).
 
         Keys: `seed`, `replicates`, `censoring` (the weights' G by year), `units` (sample, exam, patient) and
         `strata` (of the samples), each a `group_report`. Equal rows and seeds give equal details.
@@ -122,7 +120,7 @@ class RiskMetrics:
     def compare(
         self, tables: Mapping[str, Rows], metrics: Mapping[str, RiskMetrics], seed: int, replicates: int
     ) -> Comparison:
-        """Runs by exam and by patient over the exams that all of them scored (see `compare.compare_risks`)."""
+        """Compares runs by exam and by patient, over the exams that all of them scored (`compare.compare_risks`)."""
         from medtrain_plugins.mammography.evaluation.compare import compare_risks
 
         return compare_risks(tables, metrics, seed, replicates)

@@ -1,6 +1,6 @@
 """The report of a risk model: tables and figures from the rows and the details of one evaluation.
 
-Figures are plain matplotlib `Figure` objects, drawn without pyplot and so without global state or a display.
+Figures are plain matplotlib `Figure` objects, drawn without pyplot, so without global state or a display.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ STRATUM_TITLES = {"density": "Breast density", "race": "Race", "cancer_type": "C
 
 LABEL: dict[str, Any] = {"va": "center", "fontsize": 8.5, "color": "#374151"}
 
-# A point of a calibration plot or a curve of a survival plot stands for at least so many samples.
+# Smallest number of samples of a point of a calibration plot, or a curve of a survival plot.
 MIN_GROUP = 10
 
 
@@ -82,7 +82,7 @@ def risk_sections(evaluation: Evaluation) -> list[Section]:
 
 
 def roc_figure(rows: Rows, metrics: dict[str, Any]) -> Figure:
-    """ROC curves by year, with AUCs and, where `metrics` (of a `group_report`) has them, their limits."""
+    """ROC curves by year, with AUCs and, if `metrics` (of a `group_report`) has them, their limits."""
     risk = rows["risk"]
     times, observed = check_times(rows["event_time"], rows["event_observed"], risk.shape[1])
     comparisons = risk_comparisons(times, observed, risk, np.ones(risk.shape[1]))
@@ -173,7 +173,7 @@ def incidence_figure(rows: Rows) -> Figure:
 
 
 def distribution_figure(rows: Rows) -> Figure:
-    """Predicted risk of the last year, of cases and of the others."""
+    """Predicted risk of the last year, for cases and for the others."""
     risk = rows["risk"][:, -1]
     observed = rows["event_observed"].astype(bool)
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -195,7 +195,7 @@ def distribution_figure(rows: Rows) -> Figure:
 
 
 def strata_figure(strata: dict[str, dict[str, Any]], overall: dict[str, Any]) -> Figure:
-    """The C-index of every scored stratum with its limits, against that of all samples."""
+    """The C-index of every scored stratum with its limits, beside that of all samples."""
     lines: list[tuple[str, dict[str, Any] | None, str]] = []
     for column, groups in strata.items():
         lines.append((STRATUM_TITLES[column], None, ""))
@@ -279,9 +279,9 @@ def _limits(score: dict[str, Any] | None, digits: int = 2) -> str:
 
 
 def _quantiles(risk: Array, most: int) -> list[Array]:
-    """Indices of equally large groups of ascending risk: at most `most`, of `MIN_GROUP` samples or more.
+    """Indices of groups of equal size by ascending risk: at most `most` groups, with at least `MIN_GROUP` samples.
 
-    Samples of equal risk stay together, so that a group never depends on the order of the rows.
+    Samples of equal risk stay together, so groups do not depend on the order of the rows.
     """
     wanted = max(1, min(most, len(risk) // MIN_GROUP))
     limits = np.quantile(risk, np.arange(1, wanted) / wanted)

@@ -1,7 +1,7 @@
 """Risk metrics with confidence intervals by unit (sample, exam, patient) and stratum (density, race, type).
 
-Models score different things (a pair of views, a breast, an exam). To be comparable they are also scored by
-exam (the mean risk of its samples) and by patient (her latest exam).
+Models score different things (a pair of views, a breast, an exam). To be comparable, they are also scored by exam (the
+mean risk of its samples) and by patient (her latest exam).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DENSITIES: dict[int, str] = {1: "A", 2: "B", 3: "C", 4: "D"}
 
 UNKNOWN = "unknown"
 
-# A stratum with fewer patients on either side is counted, not scored: its AUCs would be 0 or 1 by chance.
+# A stratum with fewer cases or controls is counted, not scored: its AUCs would be 0 or 1 by chance.
 MIN_PATIENTS = 5
 
 
@@ -32,8 +32,8 @@ def group_report(
 ) -> dict[str, Any]:
     """Counts, and every metric with its interval, of one set of rows.
 
-    Returns `n`, `patients`, `events`, `reason` (why it is too small to be scored, or None) and `metrics`:
-    name -> {value, mean, low, high, valid, reason}, None for what does not exist.
+    Returns `n`, `patients`, `events`, `reason` (why it is too small for scores, or None) and `metrics`: name -> {value,
+    mean, low, high, valid, reason}, None if undefined.
     """
     observed = rows["event_observed"].astype(bool)
     patients = rows["patient_id"].astype(str)
@@ -67,7 +67,7 @@ def strata_report(
     seed: int,
     cancer_types: Mapping[int, str] = EMBED_CANCER_TYPES,
 ) -> dict[str, dict[str, Any]]:
-    """`group_report`s by `density`, `race` and `cancer_type`, as far as the rows have these columns.
+    """`group_report`s by `density`, `race` and `cancer_type`, if the rows have these columns.
 
     Only categories that occur are listed; codes outside the tables are "unknown". Controls have no cancer
     type, so the cases of each type are compared with all controls.
@@ -94,10 +94,9 @@ def strata_report(
 
 
 def exam_rows(rows: Rows) -> Rows:
-    """One row an exam (`patient_id` and `exam_id` together): the mean risk of its samples.
+    """One row per exam (`patient_id` and `exam_id` together): the mean risk of its samples.
 
-    The other columns are those of its sample with the earliest event, or the shortest follow-up where there
-    is none.
+    The other columns are those of its sample with the earliest event or, without an event, the shortest follow-up.
     """
     keys = np.array([f"{patient}\0{exam}" for patient, exam in zip(rows["patient_id"], rows["exam_id"], strict=True)])
     _, exam_of, sizes = np.unique(keys, return_inverse=True, return_counts=True)
@@ -110,10 +109,10 @@ def exam_rows(rows: Rows) -> Rows:
 
 
 def patient_rows(rows: Rows) -> Rows:
-    """One row a patient: her latest exam, from rows by exam.
+    """One row per patient: her latest exam, from rows by exam.
 
-    That is the exam with the least time left, to the event or to the last contact; where several have the
-    same (times end at the last year), one followed by an event, then the last in the order of `exam_id`.
+    That is the exam with the shortest time to the event or to the last contact. Among equal times (they end at the last
+    year), it is one followed by an event, then the last in the order of `exam_id`.
     """
     _, exam_rank = np.unique(rows["exam_id"].astype(str), return_inverse=True)
     _, patient_of = np.unique(rows["patient_id"].astype(str), return_inverse=True)
@@ -138,7 +137,7 @@ def _too_small(cases: int, controls: int, min_patients: int) -> str | None:
 
 
 def unusable(rows: Rows) -> str | None:
-    """Why nothing can be computed from these rows, or None."""
+    """The reason why nothing can be computed from these rows, or None."""
     if not len(rows.get("risk", ())):
         return "no samples"
     bad = np.flatnonzero(~np.isfinite(rows["risk"]).all(axis=1))

@@ -1,9 +1,8 @@
 """Survival metrics of yearly risks: concordance indices, yearly AUCs, and the Kaplan-Meier curves they need.
 
-Every metric here is one kind of number: the share of pairs (a woman who should rank higher, one who should
-rank lower) that the scores put in the right order, pairs weighted, ties counting one half. A metric is
-therefore written down as a list of `RankedPairs`, and one function counts them, for the sample as it is and
-for its bootstrap replicates alike. Counting sorts the scores, so that 20,000 samples need no matrix of pairs.
+Every metric here is the weighted share of pairs (a woman who should rank higher, one who should rank lower) in the
+right order, and ties count one half. So a metric is a list of `RankedPairs`, and one function counts them, for the
+sample and for its bootstrap replicates. Counting sorts the scores, so 20,000 samples need no matrix of pairs.
 
 Times are 0-based years: an event at time t lies within t + 1 years of the exam; at equal times an event
 comes before a censoring. `risks` is (N, n_years), column y the risk of cancer within y + 1 years.
@@ -33,8 +32,8 @@ Array = npt.NDArray[Any]
 class KaplanMeier:
     """The yearly product-limit estimate (Kaplan and Meier 1958); entry t of each (n_years,) array is year t.
 
-    at_risk: known to be free of it when the year began. happened: to how many it happened in that year.
-    survival: the probability of being free of it at the end of the year.
+    at_risk: number without the event at the start of the year. happened: number with the event in that year. survival:
+    the probability of no event until the end of the year.
     """
 
     at_risk: FloatArray
@@ -43,7 +42,7 @@ class KaplanMeier:
 
     @classmethod
     def fit(cls, times: Array, happened: Array, n_years: int = N_YEARS) -> KaplanMeier:
-        """The curve of what `happened` (N,) marks at `times` (N,); the others leave after their year."""
+        """The curve of the event that `happened` (N,) marks at `times` (N,); the others leave after their year."""
         last = np.bincount(times, minlength=n_years).astype(np.float64)
         at_risk = np.cumsum(last[::-1])[::-1]
         return cls._product(at_risk, np.bincount(times[happened.astype(bool)], minlength=n_years))
@@ -52,9 +51,9 @@ class KaplanMeier:
     def of_censoring(cls, event_times: Array, event_observed: Array, n_years: int = N_YEARS) -> KaplanMeier:
         """G, the curve of being lost to follow-up: its `survival` weights the pairs of both C-indices.
 
-        Women with an event in a year are not at risk of being lost in it. To reach the last year is to be
-        followed completely, which is no loss: counting it as one would send G to zero there (or to 1/20 or
-        whatever share of the last year happens to be events), and 1/G^2 to arbitrary heights.
+        Women with an event in a year are not at risk of being lost in it. Reaching the last year means complete
+        follow-up, not a loss: counting it as a loss would make G there zero (or the share of events in the last year),
+        and 1/G^2 arbitrarily large.
         """
         times, observed = check_times(event_times, event_observed, n_years)
         whole = cls.fit(times, observed, n_years)
@@ -109,8 +108,7 @@ class RankedPairs:
 
 
 def concordance(comparisons: Sequence[RankedPairs], counts: FloatArray) -> FloatArray:
-    """The weighted share of pairs in the right order, (R,); NaN where there is no pair or a weight is
-    infinite.
+    """The weighted share of pairs in the right order, (R,); NaN if there is no pair or a weight is infinite.
 
     counts: (N, R), how often each sample occurs in each of R replicates; a column of ones is the sample
     itself.
@@ -132,7 +130,7 @@ def concordance(comparisons: Sequence[RankedPairs], counts: FloatArray) -> Float
 
 
 def concordance_value(comparisons: Sequence[RankedPairs], n_samples: int) -> float:
-    """The share of pairs in the right order among the samples as they are; `Undefined` when there is none."""
+    """The share of pairs in the right order among the samples; `Undefined` if there is no pair."""
     value = float(concordance(comparisons, np.ones((n_samples, 1)))[0])
     if any(math.isinf(comparison.weight) for comparison in comparisons):
         return Undefined("the training group was not followed as long as this one: a censoring weight is infinite")
@@ -160,18 +158,17 @@ def risk_comparisons(
 def c_index_td(event_times: Array, event_observed: Array, risks: Array, censoring: FloatArray) -> float:
     """The time-dependent concordance index of Mirai (Yala et al. 2021), weighted by inverse censoring.
 
-    Comparable are a case i and anyone j with a later time, or with the same time and no event. Both are
-    scored by the risk at j's time, ties count one half, and the pair weighs 1 / G(t_j)^2.
+    A case i is comparable with every j with a later time, or with the same time and no event. Both are scored by the
+    risk at j's time, ties count one half, and the pair weighs 1 / G(t_j)^2.
 
-    Arguments: as for `risk_comparisons`. Returns `Undefined` when no pair is comparable or a weight is
-    infinite.
+    Arguments: as for `risk_comparisons`. Returns `Undefined` if no pair is comparable or a weight is infinite.
     """
     times, observed = check_times(event_times, event_observed, risks.shape[1])
     return concordance_value(_pairs_by_later_time(times, observed, risks, risks, censoring), len(risks))
 
 
 def c_index_reference(event_times: Array, event_observed: Array, risks: Array, survival: FloatArray) -> float:
-    """The C-index as the published benchmark computed it, errors included: only to reproduce its numbers.
+    """The C-index of the published benchmark, with its errors: only to reproduce its numbers.
 
     j is scored by the year before her time (the last year for time 0), which makes an uninformative model
     look nearly perfect, and the weights come from the event curve of the scored group, not from the censoring

@@ -1,1 +1,1 @@
-"""Networks, layers and losses of the risk models."""
+"""Networks, layers, losses and prediction of the risk models."""

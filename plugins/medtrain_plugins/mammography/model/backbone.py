@@ -1,4 +1,4 @@
-"""The image encoder of Mirai: a ResNet-18 without pooling and classifier, keyed as in checkpoints."""
+"""The image encoder of Mirai: a ResNet-18 without pooling and classifier, with the keys of its checkpoints."""
 
 from __future__ import annotations
 

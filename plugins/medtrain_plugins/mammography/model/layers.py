@@ -1,4 +1,4 @@
-"""The small parts that the longitudinal risk models share: hazard head, time encoding, feature-space warp."""
+"""Layers that the longitudinal risk models share: hazard head, time encoding, feature-space warp."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Compat = Literal["fixed", "reference"]
 class CumulativeProbabilityLayer(nn.Module):
     """Additive-hazard head: features -> one cumulative risk logit per follow-up year.
 
-    `logit_t = base_hazard(x) + sum_{s <= t} relu(hazard_s(x))`, so that risk never falls with time. The
-    output is a logit; its sigmoid is the probability of cancer within t + 1 years.
+    `logit_t = base_hazard(x) + sum_{s <= t} relu(hazard_s(x))`, so risk never falls with time. The output is a logit;
+    its sigmoid is the probability of cancer within t + 1 years.
 
     Input (B, features), output (B, years) in the dtype of the weights. The head leaves autocast: in bfloat16
     many patients would share one risk, and ties cost C-index.
@@ -46,9 +46,8 @@ class CumulativeProbabilityLayer(nn.Module):
 class ContinuousPosEncoding(nn.Module):
     """Adds a sinusoidal encoding of the time between two exams to every token.
 
-    A table of `num_steps` rows covers 0 to `max_time` years; a gap in between is interpolated linearly, one
-    outside is clamped. Input tokens (N, B, dim) and times (B,) in years, of any real dtype; output like the
-    tokens.
+    A table of `num_steps` rows covers 0 to `max_time` years; values between rows are interpolated linearly, values
+    outside are clamped. Input tokens (N, B, dim) and times (B,) in years, of any real dtype; output like the tokens.
 
     Source: the monthly encoding of OA-BreaCR ("Ordinal learning: longitudinal attention alignment model for
     predicting time to future breast cancer events from mammograms", 2024), on a continuous axis in years.
@@ -113,7 +112,7 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
 
 
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
-    """A displacement field at another resolution: interpolated, and its pixels converted.
+    """A displacement field at another resolution: interpolated, with converted pixels.
 
     flow (B, 2, H, W), **channel 0 = dx, channel 1 = dy** in pixels of (H, W); size (h, w). Output (B, 2, h,
     w) in pixels of (h, w): bilinear with align_corners=True, then dx times w/W and dy times h/H.
@@ -124,7 +123,7 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def feature_displacement(flow: Tensor, size: tuple[int, int], compat: Compat = "fixed") -> Tensor:
-    """The flow of MammoRegNet as a displacement that `warp` understands.
+    """The flow of MammoRegNet as a displacement for `warp`.
 
     flow (B, 2, H, W) of the registration network, **channel 0 = dy (rows)**, in image pixels; size (h, w) of
     the feature map. Output (B, 2, h, w), channel 0 = dx, in feature pixels. `compat="reference"` reproduces

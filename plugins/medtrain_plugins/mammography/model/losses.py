@@ -14,7 +14,7 @@ Heads = Mapping[str, tuple[Tensor, Tensor, Tensor]]
 
 
 def masked_bce(logits: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy summed over the known years, and their number: the loss is the first over the second.
+    """Cross-entropy summed over the known years, and their number; the loss is their quotient.
 
     logits, target, mask: (B, n), any real dtype; the sum is taken in float32 at least. Both results are
     scalars; with an empty mask the sum is a zero with graph.
@@ -28,9 +28,9 @@ def masked_bce(logits: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Te
 class MultiHeadBCE:
     """The weighted sum of masked cross-entropies, one for each risk head, as terms of `medtrain.losses`.
 
-    risk_heads: (outputs, batch) -> head name -> (logits, target, mask), each (B, n). head_weights: the factor
-    of every head, by name. mask_keys: the batch key of a head's mask where that is not `y_mask`
-    (ImgFeatAlign: {"pri": "y_mask_prior"}); it lets `weights` count before the forward pass.
+    risk_heads: (outputs, batch) -> head name -> (logits, target, mask), each (B, n). head_weights: the factor of every
+    head, by name. mask_keys: the batch key of a head's mask, if it is not `y_mask` (ImgFeatAlign: {"pri":
+    "y_mask_prior"}); it lets `weights` count before the forward pass.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class MultiHeadBCE:
         return terms
 
     def weights(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The second halves of the terms, from the batch alone."""
+        """The weights of the terms, from the batch alone."""
         return {name: batch[key].sum(dtype=torch.float32) for name, key in self.mask_keys.items()}
 
     def _weight_of(self, head: str) -> float:

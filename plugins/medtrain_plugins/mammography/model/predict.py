@@ -1,4 +1,4 @@
-"""What a user wants predicted: images that come without labels, and their risks."""
+"""Risks of images without labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLUMNS = ("sample_id", "patient_id", "exam_id", "laterality", "view", "time_gap
 
 
 def open_source(source: Any, options: CohortOptions, samples: Samples) -> tuple[pd.DataFrame, ExamDataset]:
-    """The samples of what the user named, as a table and as a dataset.
+    """The samples of the user's source, as a table and as a dataset.
 
     source: a table, a folder with one, or a folder of images named as in EMBED.
     """
@@ -37,7 +37,7 @@ def open_source(source: Any, options: CohortOptions, samples: Samples) -> tuple[
 def predict_risks(
     run: Run, source: Any, options: CohortOptions, samples: Samples, primary_risk: Callable[[Any], torch.Tensor]
 ) -> pd.DataFrame:
-    """One row per sample of the model: its ids, `time_gap` where it has one, `risk_year_1` ... `risk_year_5`.
+    """One row per sample of the model: its ids, `time_gap` if it has one, `risk_year_1` ... `risk_year_5`.
 
     source: see `open_source`.
     """

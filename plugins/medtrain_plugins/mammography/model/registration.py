@@ -1,8 +1,7 @@
 """MammoRegNet: registers a prior mammogram to the current one, affine first, then level by level.
 
-Source: the registration network of ImgFeatAlign, "Reconsidering explicit longitudinal mammography alignment
-for enhanced breast cancer risk prediction", 2025. Module names and their capitals are those of trained
-checkpoints.
+Source: the registration network of ImgFeatAlign, "Reconsidering explicit longitudinal mammography alignment for
+enhanced breast cancer risk prediction", 2025. Module names, with their capitals, are those of trained checkpoints.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ class RegHead(nn.Module):
 def affine_grid(affine_para: Tensor, size: torch.Size) -> Tensor:
     """Sampling grid (B, H, W, 2), (x, y) in [-1, 1], of the matrices [I|0] + affine_para.view(2, 3).
 
-    Outside autocast: coordinates in bfloat16 would be off by several pixels.
+    Runs outside autocast: coordinates in bfloat16 would be wrong by several pixels.
     """
     with torch.autocast(affine_para.device.type, enabled=False):
         identity = torch.eye(2, 3, dtype=affine_para.dtype, device=affine_para.device)
@@ -131,7 +130,7 @@ def affine_transform(x: Tensor, affine_para: Tensor) -> Tensor:
 
 
 def _sample(x: Tensor, grid: Tensor) -> Tensor:
-    # The grid decides: under autocast features may be bfloat16, coordinates never are.
+    # The dtype of the grid is used: under autocast features may be bfloat16, coordinates never are.
     return F.grid_sample(x.to(grid.dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=True)
 
 
@@ -191,7 +190,7 @@ class MammoRegNet(nn.Module):
     `(warped, flow, affined, affine_para)`: the moving image sampled with the flow (B, 1, H, W); the flow (B,
     2, H, W) in pixels, channel 0 = rows; the moving image after the affine step alone; its parameters (B, 6).
 
-    Raises DataError for images that do not fit together or whose sides are no multiples of 16.
+    Raises DataError for images of different shapes, or with sides that are not multiples of 16.
     """
 
     def __init__(self) -> None:
@@ -201,7 +200,7 @@ class MammoRegNet(nn.Module):
 
     def forward(self, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         check_pair(fixed, moving)
-        # One pass for both images: nothing in the encoder mixes samples.
+        # One pass for both images: the encoder does not mix samples.
         levels = [level.chunk(2) for level in self.Encoder(torch.cat([fixed, moving]))]
         flow, affine_para = self.Decoder([fix for fix, _ in levels], [mov for _, mov in levels])
         warped = spatial_transform(moving, flow)

@@ -1,9 +1,9 @@
-"""What MammoRegNet is trained with: similarity of the images, smoothness of the flow, a price for folding.
+"""The losses of MammoRegNet: similarity of the images, smoothness of the flow, a penalty for folding.
 
-Images are (B, C, H, W). Flows are (B, 2, H, W) in pixels, **channel 0 = dy (rows), channel 1 = dx (columns)**.
-What is said of each pair is (B,); it can be added up over batches and processes. Source: the training recipe published
-with ImgFeatAlign ("Reconsidering explicit longitudinal mammography alignment for enhanced breast cancer risk
-prediction", 2025).
+Images are (B, C, H, W). Flows are (B, 2, H, W) in pixels, **channel 0 = dy (rows), channel 1 = dx (columns)**. Values
+of each pair are (B,), and can be summed over batches and processes. Source: the training recipe published with
+ImgFeatAlign ("Reconsidering explicit longitudinal mammography alignment for enhanced breast cancer risk prediction",
+2025).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def correlation(fixed: Tensor, moved: Tensor) -> Tensor:
 def normalised_cross_correlation(fixed: Tensor, moved: Tensor) -> Tensor:
     """Pearson correlation of all pixels of the batch at once, a scalar, as in the published training code.
 
-    Mean and deviation are those of the whole tensor, so this is no mean over samples: it cannot be added over
+    Mean and deviation are those of the whole tensor, so this is not a mean over samples: it cannot be summed over
     batches or processes.
     """
     return correlation(fixed.unsqueeze(0), moved.unsqueeze(0))[0]
@@ -46,7 +46,7 @@ def smoothness(flow: Tensor) -> Tensor:
 def jacobian_determinant(flow: Tensor, compat: Compat = "fixed") -> Tensor:
     """Local change of area of `p -> p + flow(p)`, (B, H-1, W-1); not positive where the image folds.
 
-    `compat="reference"` takes channel 0 for columns, as the published training code does by mistake.
+    `compat="reference"` uses channel 0 as columns, as the published training code does by mistake.
     """
     along_rows = flow.diff(dim=2)[..., :-1]
     along_columns = flow.diff(dim=3)[:, :, :-1]
@@ -62,7 +62,7 @@ def folding(flow: Tensor, compat: Compat = "fixed") -> Tensor:
 
 
 def folded_share(flow: Tensor) -> Tensor:
-    """Share of places where the Jacobian determinant is not positive, (B,) in [0, 1]."""
+    """Share of positions where the Jacobian determinant is not positive, (B,) in [0, 1]."""
     return (jacobian_determinant(flow) <= 0).float().mean(dim=(1, 2))
 
 

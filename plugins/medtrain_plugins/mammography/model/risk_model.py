@@ -1,4 +1,4 @@
-"""What every breast-cancer risk model of the family has: heads, a score, an encoder, frozen parts."""
+"""The base of the family's risk models: heads, a score, an encoder, frozen parts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medtrain_plugins.mammography.model.backbone import STRIDE
 Head = tuple[Tensor, Tensor, Tensor]
 InputNorm = Literal["none", "mirai"]
 
-# What Mirai's weights were trained on: 16-bit pixels, standardised.
+# The input that Mirai's weights were trained with: standardised 16-bit pixels.
 MIRAI_MEAN, MIRAI_STD = 7047.99, 12005.5
 
 PIXELS_AT_ONCE = 2**18
@@ -24,9 +24,9 @@ PIXELS_AT_ONCE = 2**18
 class BaseRiskModel(nn.Module, ABC):
     """`model(batch) -> dict` of outputs, heads for the loss, and one score per follow-up year.
 
-    head_weights: name of a head -> its weight in the total loss. encoder_name, registration_name: the dotted names
-    of the sub-networks that may come pretrained; no registration is the empty name.
-    input_norm: how images are normalised for the encoder.
+    head_weights: name of a head -> its weight in the total loss. encoder_name, registration_name: the dotted names of
+    the sub-networks that may be pretrained; "" without registration. input_norm: how images are normalised for the
+    encoder.
     """
 
     head_weights: ClassVar[dict[str, float]]
@@ -50,7 +50,7 @@ class BaseRiskModel(nn.Module, ABC):
     @staticmethod
     @abstractmethod
     def primary_risk(outputs: dict[str, Any]) -> Tensor:
-        """Cumulative risk within 1 to 5 years, (B, 5) float probabilities: what metrics are computed from."""
+        """Cumulative risk within 1 to 5 years, (B, 5) float probabilities, for the metrics."""
 
     def features(self, images: Tensor) -> Tensor:
         """Grey images (N, 1, H, W) in [0, 1] -> the encoder's features (N, C, H/32, W/32)."""
@@ -63,22 +63,23 @@ class BaseRiskModel(nn.Module, ABC):
         return torch.cat([self.run(self.encoder_name, part.expand(-1, 3, -1, -1)) for part in in_turn(images)])
 
     def flow(self, current: Tensor, previous: Tensor) -> Tensor:
-        """Where in the previous images the tissue of each pixel of the current ones is found, (N, 2, H, W) in pixels,
-        channel 0 = rows: the answer of the registration network.
+        """The flow of the registration network, (N, 2, H, W) in pixels, channel 0 = rows.
+
+        It points from each pixel of the current images to the same tissue in the previous ones.
         """
         pairs = zip(in_turn(current), in_turn(previous), strict=True)
         return torch.cat([self.run(self.registration_name, *pair)[1] for pair in pairs])
 
     def freeze(self, name: str) -> None:
-        """Keeps a sub-network as it is from now on: no gradients, and in eval mode whatever `train` says.
+        """Freezes a sub-network: no gradients, and always in eval mode, whatever `train` sets.
 
-        In train mode its batch norms would go on collecting statistics, and change it without any gradient.
+        In train mode its batch norms would still collect statistics, and change it without gradients.
         """
         self.get_submodule(name).requires_grad_(False).eval()
         self._frozen.add(name)
 
     def run(self, name: str, *inputs: Tensor) -> Any:
-        """The answer of a sub-network; a frozen one runs without autograd."""
+        """The output of a sub-network; a frozen one runs without autograd."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and name not in self._frozen):
             return self.get_submodule(name)(*inputs)
 
@@ -90,8 +91,9 @@ class BaseRiskModel(nn.Module, ABC):
 
 
 def in_turn(images: Tensor) -> tuple[Tensor, ...]:
-    """Some images (N, 1, H, W) at a time, large ones one by one: what does not depend on the others, and keeps nothing
-    for a backward pass, takes less memory in turn.
+    """Applies a network to some images (N, 1, H, W) at a time, large ones one by one, to save memory.
+
+    The result of an image must not depend on the others, and there must be no backward pass.
     """
     height, width = images.shape[-2:]
     parts: tuple[Tensor, ...] = torch.split(images, max(1, PIXELS_AT_ONCE // (height * width)))

@@ -1,8 +1,8 @@
-"""Shifted-window attention (Swin) on 2-D maps, channels last, as MammoRegNet uses it.
+"""Shifted-window attention (Swin) on 2-D maps, channels last, as used by MammoRegNet.
 
-Source: "Swin Transformer: hierarchical vision transformer using shifted windows", 2021. Two habits of the
-trained network are kept, because its weights depend on them: padded tokens take part in attention, and where
-the map is smaller than the window, the top-left part of the full window's position index is used.
+Source: "Swin Transformer: hierarchical vision transformer using shifted windows", 2021. Two properties of the trained
+network are kept, because its weights depend on them: padded tokens take part in attention, and if the map is smaller
+than the window, the top-left part of the full window's position index is used.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ def window_reverse(windows: Tensor, window: tuple[int, int], size: tuple[int, in
 
 
 def shift_mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], like: Tensor) -> Tensor:
-    """Attention mask of a cyclically shifted map: 0 within a region, -100 between regions that are no
-    neighbours.
+    """Attention mask of a cyclically shifted map: 0 within a region, -100 between regions that are not neighbours.
 
     Output (windows, area, area), in the dtype and on the device of `like`.
     """
@@ -134,7 +133,7 @@ class SwinBlock(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Blocks with and without shift in turn, on maps (B, dim, H, W). Heads have 16 channels.
+    """Blocks with and without shift, alternating, on maps (B, dim, H, W). Heads have 16 channels.
 
     Blocks whose input needs a gradient are recomputed in the backward pass instead of kept in memory.
     """

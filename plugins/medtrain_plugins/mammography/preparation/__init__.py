@@ -1,1 +1,1 @@
-"""From DICOM archives to prepared images."""
+"""From DICOM archives to prepared images: sources, headers, pixels, and the command that writes them."""

@@ -1,6 +1,6 @@
-"""What a DICOM file says of itself: whether it is a mammogram that can be used, of which side, view and day.
+"""The header of a DICOM file: whether it is a usable mammogram, and its side, view and date.
 
-Nothing is guessed: a file that does not say, or contradicts itself, is refused with the reason.
+Nothing is guessed: a file with missing or contradictory entries is refused with the reason.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 _TOMOSYNTHESIS = "1.2.840.10008.5.1.4.1.1.13.1.3"
-_INTENTS = {  # of the storage classes of digital mammograms
+_INTENTS = {  # the storage classes of digital mammograms start with this
     "1.2.840.10008.5.1.4.1.1.1.2": "FOR PRESENTATION",
     "1.2.840.10008.5.1.4.1.1.1.2.1": "FOR PROCESSING",
 }
@@ -35,7 +35,7 @@ class Refusal(Unfit):
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Whatever goes wrong with a DICOM file as a Refusal."""
+    """Turns any error of a DICOM file into a Refusal."""
     try:
         with pixels.reading():
             yield
@@ -46,9 +46,9 @@ def reading() -> Iterator[None]:
 
 
 def refuse_kind(dataset: Dataset, *, implants: bool, unstated_intent: bool) -> None:
-    """Raises Refusal for what is not one grayscale image of a whole breast for presentation.
+    """Raises Refusal unless the file is one grayscale image of a whole breast for presentation.
 
-    implants: take breasts with implants. unstated_intent: take images that do not say what they are meant for.
+    implants: accept breasts with implants. unstated_intent: accept images without a presentation intent.
     """
     modality = code(dataset, "Modality")
     if modality != "MG":
@@ -83,7 +83,7 @@ def read_laterality(dataset: Dataset) -> str:
 
 
 def read_view(dataset: Dataset, *, implants: bool) -> str:
-    """CC or MLO. Raises Refusal for other views and, as they show a part of the breast or shift it, modified views."""
+    """CC or MLO. Raises Refusal for other views, and for modified views (of a part, or shifted)."""
     items = list(dataset.get("ViewCodeSequence") or [])
     coded = {_VIEW_CODES[value] for item in items if (value := code(item, "CodeValue")) in _VIEW_CODES}
     stated = code(dataset, "ViewPosition")
@@ -105,7 +105,7 @@ def read_view(dataset: Dataset, *, implants: bool) -> str:
 
 
 def read_date(value: str) -> str | None:
-    """YYYY-MM-DD from that, YYYYMMDD or YYYY.MM.DD, with or without a time; None for anything else."""
+    """YYYY-MM-DD from YYYY-MM-DD, YYYYMMDD or YYYY.MM.DD, with or without a time; None for anything else."""
     match = _DATE.fullmatch(value)
     try:
         return date(*map(int, match.groups()[:3])).isoformat() if match else None

@@ -1,7 +1,7 @@
 """`medtrain data prepare mammography`: DICOM mammograms as 16-bit PNG images named as in EMBED.
 
-Two passes over sorted files: headers decide what is taken and how it is named, then pixels are read. What is not taken
-is counted and listed with its reason; nothing is guessed.
+Two passes over sorted files: headers decide which files are used and their names, then pixels are read. Skipped files
+are counted and listed with the reason; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 @dataclass(frozen=True)
 class ImagePreparation:
-    """How images are made and which are taken.
+    """How images are prepared, and which are used.
 
-    size: (rows, columns). threshold: see `preprocess.largest_contour`. name: template of the file names. implants: take
-    breasts with implants. unstated_intent: take images that do not say whether they are for presentation.
+    size: (rows, columns). threshold: see `preprocess.largest_contour`. name: template of the file names. implants: use
+    breasts with implants. unstated_intent: use images that do not state whether they are for presentation.
     """
 
     size: tuple[int, int] = (2048, 1664)
@@ -62,7 +62,7 @@ class ImagePreparation:
 
 
 class Planned(NamedTuple):
-    """An image to make of a file: its name and side (L or R), and the SOP instance it comes from."""
+    """An image to make from a file: its name and side (L or R), and its SOP instance."""
 
     source: Source
     name: str
@@ -89,15 +89,13 @@ def prepare(
     """Writes the mammograms under the folder `source` to the folder `out` and returns the report.
 
     table: CSV of exams; each has a folder of its name in `source`. columns: "exam", "patient", "date" -> the table's
-    column. overwrite: make images again that are there. dry_run: read headers, write nothing. workers: processes,
-    default one per CPU; the result is the same for any number of them. watch: gets each pass as (results, how many,
-    what is done), and hands the results on, for a progress bar.
-    The report (`preparation.json` in `out`): `settings`; `counts`, with the files of `source` that are not DICOM and
-    the images in `out` that are of no file here; `images` (file_name, source, sop_instance, status: prepared, existing,
-    or planned in a dry run); `left_out` (source, kind, reason).
-    An image appears complete or not at all, and an interrupted job goes on where it was.
-    Raises UsageError for settings, folders and columns that cannot be used, DataError when not one image is there in
-    the end.
+    column. overwrite: prepare existing images again. dry_run: read headers, write nothing. workers: processes, default
+    one per CPU; the result is the same for any number. watch: gets each pass as (results, total, description) and
+    passes the results on, for a progress bar. The report (`preparation.json` in `out`): `settings`; `counts`, with the
+    files of `source` that are not DICOM and the images in `out` without a file here; `images` (file_name, source,
+    sop_instance, status: prepared, existing, or planned in a dry run); `left_out` (source, kind, reason). An image is
+    written completely or not at all, and an interrupted job continues. Raises UsageError for unusable settings, folders
+    and columns, DataError if there is no image in the end.
     """
     settings = settings or ImagePreparation()
     _check(settings, source)
@@ -163,7 +161,7 @@ def prepare(
 
 
 def kinds(report: dict[str, Any]) -> list[str]:
-    """What was left out, one line a kind: count, and the first places with the reason."""
+    """The skipped files, one line per kind: count, and the first places with the reason."""
     problems = Problems()
     for entry in report["left_out"]:
         problems.add(entry["kind"], [f"{entry['source']} ({entry['reason']})"])
@@ -189,7 +187,7 @@ def _check(settings: ImagePreparation, source: Path) -> None:
 
 
 def _plan(source: Source, settings: ImagePreparation) -> Planned | SkippedFile:
-    """The image to make of a file, by its header."""
+    """The image to make from a file, by its header."""
     from pydicom import dcmread
 
     try:
@@ -229,7 +227,7 @@ def _is_complete(path: Path, size: tuple[int, int]) -> bool:
 
 
 def _make(plan: Planned, out: Path, settings: ImagePreparation) -> SkippedFile | None:
-    """Writes one image; what is wrong with its pixels otherwise. Raises DataError when it cannot be written."""
+    """Writes one image, or returns the problem of its pixels. Raises DataError if it cannot be written."""
     from pydicom import dcmread
 
     try:
@@ -253,7 +251,7 @@ def _make(plan: Planned, out: Path, settings: ImagePreparation) -> SkippedFile |
 
 
 def _images(folder: Path) -> set[str]:
-    """The names of the PNG files in a folder that may not be there."""
+    """The names of the PNG files in a folder, which may not exist."""
     if not folder.is_dir():
         return set()
     with os.scandir(folder) as entries:
@@ -261,7 +259,7 @@ def _images(folder: Path) -> set[str]:
 
 
 def _one_thread() -> None:
-    """OpenCV shall not start threads within processes."""
+    """Keeps OpenCV from starting threads inside worker processes."""
     import cv2
 
     cv2.setNumThreads(1)

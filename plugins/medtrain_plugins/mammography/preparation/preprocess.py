@@ -1,6 +1,6 @@
-"""From the pixels of a DICOM mammogram to the image a model reads: the breast cut out, fitted and scaled to 16 bits.
+"""From the pixels of a DICOM mammogram to a model's image: the breast is cut out, fitted and scaled to 16 bits.
 
-Grey values stay float32 until the last step. The 8-bit copy serves to find the breast and nothing else.
+Grey values stay float32 until the last step. An 8-bit copy is only used to find the breast.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ Threshold = int | Literal["otsu"]
 def grey_values(dataset: Dataset) -> npt.NDArray[np.float32]:
     """The pixels of a single-frame grayscale DICOM image as shown to a reader, (H, W), bright tissue on dark ground.
 
-    Modality LUT, VOI LUT or window (the first one), MONOCHROME1 inverted, pixel padding as dark as the darkest
-    pixel or darker.
-    Raises what pydicom raises for pixels that are missing, cut short or in an encoding without a decoder.
+    Modality LUT, VOI LUT or window (the first one), MONOCHROME1 inverted, pixel padding as dark as the darkest pixel or
+    darker. Raises pydicom's errors for pixels that are missing, truncated or in an encoding without a decoder.
     """
     from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
     from pydicom.pixels.utils import pixel_array
@@ -47,9 +46,9 @@ def to_uint8(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 def largest_contour(proxy: npt.NDArray[np.uint8], threshold: Threshold = 0) -> npt.NDArray[np.bool_]:
-    """Where the breast is: the largest outer contour of what is above the threshold, filled. (H, W) bool.
+    """The breast: the largest outer contour of pixels above the threshold, filled. (H, W) bool.
 
-    threshold: grey value 0..254, or "otsu" for the one that separates dark from bright best (Otsu 1979).
+    threshold: grey value 0..254, or "otsu" for the best separation of dark and bright (Otsu 1979).
     """
     import cv2
 
@@ -65,10 +64,10 @@ def largest_contour(proxy: npt.NDArray[np.uint8], threshold: Threshold = 0) -> n
 
 
 def fit(image: npt.NDArray[Any], size: tuple[int, int], laterality: str) -> npt.NDArray[Any]:
-    """`image` (H, W) on a black canvas of `size` (rows, columns): as large as fits, aspect ratio kept.
+    """`image` (H, W) on a black canvas of `size` (rows, columns): as large as possible, with its aspect ratio.
 
-    It lies at the top; at the right edge for laterality "R", where the chest wall of right breasts is, else at the
-    left. Areas are averaged; the dtype stays.
+    It lies at the top, at the right edge for laterality "R" (the chest wall of right breasts), else at the left. Areas
+    are averaged; the dtype stays.
     """
     import cv2
 
@@ -89,9 +88,9 @@ def to_uint16(image: npt.NDArray[Any]) -> Pixels:
 def model_image(
     image: npt.NDArray[np.float32], laterality: str, size: tuple[int, int], threshold: Threshold = 0
 ) -> Pixels:
-    """Grey values (H, W) as the `size` (rows, columns) uint16 image a model reads: breast on black, 0..65535.
+    """A model's image of `size` (rows, columns), uint16, from grey values (H, W): breast on black, 0..65535.
 
-    Raises ValueError for an image that is flat, or not finite.
+    Raises ValueError for an image that is constant or not finite.
     """
     low, high = float(image.min()), float(image.max())
     if not np.isfinite(high - low):

@@ -1,4 +1,4 @@
-"""Where DICOM files come from: a folder with all that is in it, or the exams of a table with a folder each."""
+"""The DICOM files to prepare: all of a folder, or those of the exams in a table with a folder each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLUMNS = {
 
 
 class Source(NamedTuple):
-    """A DICOM file. label: its path within the source. exam, patient, date: by the table; None: as the header says."""
+    """A DICOM file. label: its path within the source. exam, patient, date: from the table; None: from the header."""
 
     path: Path
     label: str
@@ -30,7 +30,7 @@ class Source(NamedTuple):
 
 
 class SkippedFile(NamedTuple):
-    """What is not taken: a file or a row of the table, the kind of reason, and the reason."""
+    """A skipped file, or row of the table: its place, the kind of reason, and the reason."""
 
     label: str
     kind: str
@@ -87,9 +87,9 @@ def read_exams(table: Path, columns: dict[str, str], source: Path) -> tuple[list
 
 
 def find_files(source: Path, exams: list[Source] | None) -> tuple[list[Source], list[SkippedFile], int]:
-    """The DICOM files sorted by path, what cannot be used, and the number of other files.
+    """The DICOM files sorted by path, the skipped files, and the number of other files.
 
-    exams: folders to look in; None looks through `source`.
+    exams: folders to search; None searches `source`.
     """
     found: dict[str, list[Source]] = {}
     left_out: list[SkippedFile] = []
@@ -120,7 +120,7 @@ def find_files(source: Path, exams: list[Source] | None) -> tuple[list[Source], 
 
 
 def _may_be_dicom(path: Path) -> bool:
-    """By its name, or by the mark at its start: many archives have files without an extension."""
+    """By its name, or by the DICOM prefix: many archives have files without an extension."""
     if path.name.startswith(".") or path.name == "DICOMDIR":
         return False
     if not path.is_file():
@@ -131,4 +131,4 @@ def _may_be_dicom(path: Path) -> bool:
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:
-        return True  # reading it will fail and say why
+        return True  # reading it will raise the reason

@@ -1,1 +1,1 @@
-"""Synthetic cohorts in real layouts."""
+"""Synthetic cohorts of mammograms in the EMBED layout."""

@@ -1,7 +1,7 @@
 """A breast that looks like a mammogram: outline, parenchyma, ligaments, pectoral muscle, and a mass that grows.
 
-Drawn with the chest wall at column 0. All lengths are fractions of the image height, so that any image size shows the
-same breast. The texture is filtered noise with the power-law spectrum of mammograms (Burgess et al. 2001).
+It is drawn with the chest wall at column 0. All lengths are fractions of the image height, so every image size shows
+the same breast. The texture is filtered noise with the power-law spectrum of mammograms (Burgess et al. 2001).
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def texture(rng: np.random.Generator, size: tuple[int, int], slope: float, low: 
     per image height.
     """
     height, width = size
-    # A border that is cut off: the transform's noise is periodic, a breast is not.
+    # With a border that is cut off: the noise of the transform is periodic, a breast is not.
     full = (fft.next_fast_len(height * 5 // 4, real=True), fft.next_fast_len(width * 5 // 4, real=True))
     white = rng.standard_normal(full, dtype=np.float32)
     frequency = np.hypot(
@@ -199,7 +199,7 @@ class Exposure:
         """The image (H, W) as 16-bit pixels; the air stays 0."""
         height, width = light.shape
         rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
-        # Columns turn about the chest wall, which stays at the edge of the detector.
+        # Columns rotate about the chest wall, which stays at the edge of the detector.
         middle = np.array([height / 2, 0.0], dtype=np.float32)
         centred = np.stack([rows - middle[0], columns - middle[1]])
         moved: Any = np.einsum("ij,jhw->ihw", self.affine[:, :2].astype(np.float32), centred, optimize=False)

@@ -1,16 +1,16 @@
 """A synthetic cohort in the EMBED layout: women with two to four exams, some of whom develop cancer.
 
-Whether a woman falls ill is drawn on its own: age of the films, density, race, number of exams, follow-up, texture and
-exposure are drawn alike for all women. The only trace of a coming cancer is the signal, seen in both views, so a model
-can learn the risk from the images, and from nothing else:
+Cases are drawn independently: dates, density, race, number of exams, follow-up, texture and exposure have the same
+distribution for all women. The only sign of a later cancer is the signal, in both views, so a model can learn the risk
+from the images alone:
 
-- `growth`: a mass in the breast that falls ill, which grows from exam to exam. A single exam tells.
-- `change`: any breast has a mass or has none, with equal odds. In a breast that falls ill the mass comes or goes from
-  each exam to the next; in all others nothing changes. Only a comparison of exams tells, and it tells all.
-- `none`: no masses; nothing tells.
+- `growth`: a mass in the affected breast, which grows from exam to exam. A single exam shows it. - `change`: every
+  breast has a mass or not, with equal probability. In an affected breast, the mass appears or disappears from each exam
+  to the next; in all others nothing changes. Only a comparison of exams shows it, with certainty. - `none`: no masses,
+  no sign.
 
-Labels are those of a breast, as EMBED counts them (whole years elapsed): the breast that falls ill has its years to
-cancer; the other breast of that woman, and both of all others, are censored at diagnosis or last contact.
+Labels are per breast, as in EMBED (whole elapsed years): the affected breast has its years to cancer; the woman's other
+breast, and both breasts of all other women, are censored at diagnosis or last contact.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ FOLDERS = ("train", "val", "test")
 _DEAL = ("train", "val", "test", "train", "test", "train", "test", "train", "val", "train")
 DAYS_PER_YEAR = 365.25
 MAX_YEARS = 5.0  # from the last exam to diagnosis or last contact
-MIN_PATIENTS = 3  # one a group
+MIN_PATIENTS = 3  # one per group
 
 Signal = Literal["growth", "change", "none"]
 SIDES = ("L", "R")
@@ -59,10 +59,11 @@ SIDES = ("L", "R")
 
 @dataclass(frozen=True)
 class Woman:
-    """What is drawn of a woman before any image. seed: of her images. exams: dates. last: date of diagnosis or last
-    contact. side: of the breast that falls ill, were she to. mass: the one that grows in it.
+    """The properties of a woman, drawn before any image.
 
-    For the signal `change`, by side: a mass that may be there (`masses`), whether it is at the first exam (`first`).
+    seed: of her images. exams: dates. last: date of diagnosis or last contact. side: of the affected breast, if she is
+    a case. mass: the one that grows in it. For the signal `change`, by side: a possible mass (`masses`), and whether
+    the first exam has it (`first`).
     """
 
     patient_id: str
@@ -81,8 +82,8 @@ class Woman:
     first: dict[str, bool]
 
     def mass_at(self, exam: int, side: str, signal: Signal) -> tuple[Mass, float] | None:
-        """The mass in a breast at her exam number `exam` (from 0), and for how many years before diagnosis to draw it;
-        None where there is none.
+        """The mass in a breast at exam number `exam` (from 0), and the years before diagnosis to draw it at; None
+        without one.
         """
         ill = self.case and side == self.side
         if signal == "growth" and ill:
@@ -101,7 +102,7 @@ class Woman:
 
 @dataclass(frozen=True)
 class SyntheticCohort:
-    """What a cohort is made from."""
+    """The settings of a synthetic cohort."""
 
     patients: int = 320
     seed: int = 0
@@ -122,14 +123,13 @@ def synthesize(
 ) -> dict[str, Any]:
     """Writes a cohort to the folder `out` and returns its counts (`patients`, `cases`, `images`, `breast_pairs`).
 
-    image_size: (rows, columns), at least (32, 24). case_fraction: of women who develop cancer. signal: what tells of
-    the cancer, see above; it decides about the masses and nothing else. workers: processes, default one per CPU; equal
-    settings give equal files for any number of them.
-    The folder holds `cohort.csv`, the images in `train`, `val` and `test` (50, 20 and 30 % of the women, balanced by
-    case), `masses.tsv` (the truth: one row per image with a mass: where it is, in pixels before the breast is
-    positioned, how large, and the years to diagnosis if there is one) and `synthesis.json` (the settings). It appears
-    complete or not at all; an earlier synthetic cohort there is replaced.
-    Raises UsageError for impossible settings and for a folder that holds something else.
+    image_size: (rows, columns), at least (32, 24). case_fraction: of women who develop cancer. signal: the sign of
+    cancer, see above; it only changes the masses. workers: processes, default one per CPU; equal settings give equal
+    files for any number of them. The folder holds `cohort.csv`, the images in `train`, `val` and `test` (50, 20 and 30
+    % of the women, balanced by case), `masses.tsv` (the truth: one row per image with a mass: where it is, in pixels
+    before the breast is positioned, how large, and the years to diagnosis if there is one) and `synthesis.json` (the
+    settings). The folder is written completely or not at all; an earlier synthetic cohort is replaced. Raises
+    UsageError for invalid settings and for a folder with other content.
     """
     settings = SyntheticCohort(patients, seed, image_size, case_fraction, signal)
     _check(settings)
@@ -178,7 +178,7 @@ def _draw_woman(
     images: np.random.SeedSequence,
     changes: np.random.SeedSequence,
 ) -> Woman:
-    """`case` decides nothing that is drawn here."""
+    """No draw here depends on `case`."""
     rng = np.random.default_rng(traits)
     first = date(2010, 1, 1) + timedelta(days=int(rng.integers(0, 5 * 365)))
     gaps = np.clip(rng.normal(1.1, 0.25, rng.integers(1, 4)), 0.7, 2.0) * DAYS_PER_YEAR
@@ -193,7 +193,7 @@ def _draw_woman(
         muscle=(rng.uniform(0.40, 0.65), rng.uniform(0.22, 0.36)),
     )
     mass = _draw_mass(rng)
-    # Numbers of their own: the same woman has the same images, but for the masses, whatever the signal.
+    # Separate random numbers: a woman's images are the same for every signal, except for the masses.
     own = np.random.default_rng(changes)
     return Woman(
         patient_id=patient_id,
@@ -228,7 +228,7 @@ def _draw_mass(rng: np.random.Generator) -> Mass:
 def _write_woman(
     woman: Woman, settings: SyntheticCohort, folder: Path
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Writes her images; returns their rows of the table, and of the truth about the masses."""
+    """Writes her images; returns their rows of the table and of the true masses."""
     size = settings.image_size
     rng = np.random.default_rng(woman.seed)
     shared = Tissue.draw(rng, size)

@@ -1,1 +1,1 @@
-"""Published weights."""
+"""Import of published weights: whole models, and pretrained parts."""

@@ -1,8 +1,8 @@
 """Whole models from files of other projects: official Mirai snapshots, checkpoints of the published benchmark.
 
-A checkpoint of the benchmark has the keys of our models. The official Mirai is spread over two pickled modules, one
-with the image encoder and one with the transformer over images; what they were built with follows from the shapes of
-their tensors and from the arguments that lie in the file.
+A checkpoint of the benchmark has the keys of our models. The official Mirai has two pickled modules, one with the image
+encoder and one with the transformer over images. Their settings follow from the shapes of the tensors and from the
+arguments in the file.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from medtrain_plugins.mammography.weights.snapshots import (
     read_file,
 )
 
-# Names that only official files have; `triagular` is how they spell it.
+# Names that only official files have; `triagular` is their spelling.
 _OFFICIAL = re.compile(r"(?:^|\.)(?:layer[1-4]_[01]\.|downsampler\.)|upper_triagular_mask$")
 _TRANSFORMER = "projection_layer.weight"
-# Parts of the encoder's file that only served to train it.
+# Parts of the encoder's file that were only used to train it.
 _TRAINING_PARTS = ("pool.", "fc.", "prob_of_failure_layer.")
 _POOLS = ("Simple_AttentionPool", "GlobalMaxPool", "GlobalAvgPool")
-# Arguments that we read.
+# Arguments that are read.
 _TOLD = {"num_heads", "transfomer_hidden_dim", "risk_factor_keys"}
 
 
 def import_risk_weights(paths: Sequence[Path], encoder: str = "", risk_factors: Sequence[str] = ()) -> Weights:
-    """The weights of one of the family's models, and the options it has to be built with.
+    """The weights of one of the family's models, and the options to build it with.
 
     paths: safetensors, a state dict, a checkpoint of the benchmark, or the official files of Mirai, in any order.
     encoder: the name of the model's image encoder (`encoder_name`); without one, there are no official files for it.
-    risk_factors: the names of those the model can predict, in its order.
-    The keys are left to be checked by whoever has the model. Raises CheckpointError for files that cannot be read,
-    are not safe to read, or are parts of Mirai that do not make up one.
+    risk_factors: the names of those the model can predict, in its order. The caller checks the keys against its model.
+    Raises CheckpointError for files that cannot be read, are not safe to read, or are parts of Mirai that do not form
+    one model.
     """
     roots = {path: read_file(path) for path in paths}
     tensors = {path: _state_of(root) for path, root in roots.items()}
@@ -64,7 +64,7 @@ def import_risk_weights(paths: Sequence[Path], encoder: str = "", risk_factors: 
 
 
 def _state_of(root: Any) -> dict[str, Tensor]:
-    """The state dict in a file: of the pickled module, or of what is under `model` or `state_dict`."""
+    """The state dict in a file: of the pickled module, or under `model` or `state_dict`."""
     while isinstance(root, dict):
         inner = [root[name] for name in ("model", "state_dict") if isinstance(root.get(name), dict | Shell)]
         if not inner:
@@ -76,7 +76,7 @@ def _state_of(root: Any) -> dict[str, Tensor]:
 def _mirai(
     roots: dict[Path, Any], tensors: dict[Path, dict[str, Tensor]], encoder: str, risk_factors: Sequence[str]
 ) -> Weights:
-    """One Mirai from files with its parts."""
+    """One Mirai from the files with its parts."""
     weights = Weights({}, {"input_norm": "mirai", "orientation": "mirai"})
     for path, found in tensors.items():
         state: dict[str, Tensor] = {}
@@ -114,7 +114,7 @@ def _mirai(
 
 
 def _transformer(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The transformer's tensors under our names, and the tensors that are not its."""
+    """The transformer's tensors with our names, and the other tensors."""
     places = [key.removesuffix(_TRANSFORMER) for key in tensors if key.endswith(_TRANSFORMER)]
     if len(places) > 1:
         raise CheckpointError(f"{path} holds {len(places)} transformers, under {', '.join(map(repr, places))}")
@@ -130,7 +130,7 @@ def _transformer(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Tens
 def _transformer_options(
     root: Any, transformer: dict[str, Tensor], risk_factors: Sequence[str], path: Path, notes: list[str]
 ) -> dict[str, Any]:
-    """What Mirai has to be built with for this transformer, from its shapes and the arguments in the file."""
+    """The options of Mirai for this transformer, from its shapes and the arguments in the file."""
     arguments = _arguments(root)
     hidden = transformer[_TRANSFORMER].shape[0]
     layers = {match[0] for key in transformer if (match := re.match(r"transformer\.transformer_layer_\d+\.", key))}
@@ -151,7 +151,7 @@ def _transformer_options(
     options["risk_factors"] = bool(factors)
     order = arguments.get("risk_factor_keys")
     order = order if isinstance(order, list) and set(order) == set(factors) else factors
-    # Their numbers are concatenated, so that another order would give other numbers to the layers after them.
+    # Their values are concatenated, so the following layers depend on the order.
     if factors and risk_factors and order != list(risk_factors):
         raise CheckpointError(
             f"{path} has {len(order)} risk factors, {', '.join(order)}; Mirai here takes these "
@@ -161,7 +161,7 @@ def _transformer_options(
 
 
 def _pool(root: Any, transformer: dict[str, Tensor]) -> str:
-    """The pool over images: told by its tensors, or by the class of the pickled module."""
+    """The pool over images, recognised by its tensors or by the class of the pickled module."""
     if any(key.endswith("attention_fc.weight") for key in transformer):
         return _POOLS[0]
     return next((name for shell in _modules(root) if (name := type(shell).__name__) in _POOLS), "")

@@ -26,20 +26,20 @@ _PLAIN_STEM = re.compile(_PREFIX + r"(?P<rest>(?:conv1|bn1)\.\w+)$")
 def load_backbone(path: str | Path) -> dict[str, Tensor]:
     """The 120 tensors of a Mirai backbone, under the keys of `mirai_backbone()`, on the CPU.
 
-    path: an official snapshot (zip or legacy, wrapped in DataParallel or a dict or not), a state dict, or
-    safetensors; of the encoder alone (Mirai's or torchvision's key names) or of a whole model that contains
-    one. The backbone is found by its key names, never by position.
+    path: an official snapshot (zip or legacy, wrapped in DataParallel or a dict or not), a state dict, or safetensors;
+    of the encoder alone (Mirai's or torchvision's key names) or of a whole model that contains one. The backbone is
+    found by its key names, never by position.
 
-    Raises CheckpointError when the file cannot be read or is not safe to read, when no complete backbone or
-    more than one is in it, or when a shape differs.
+    Raises CheckpointError if the file cannot be read or is not safe to read, if it has no complete backbone or more
+    than one, or if a shape differs.
     """
     return find_backbone(named_tensors(read_file(path)), path)[1]
 
 
 def find_backbone(tensors: dict[str, Tensor], path: str | Path) -> tuple[str, dict[str, Tensor]]:
-    """The prefix that a Mirai backbone's tensors have among others, and the 120 tensors as `load_backbone` gives them.
+    """The prefix of a Mirai backbone's tensors among others, and the 120 tensors as from `load_backbone`.
 
-    path: the file in messages.
+    path: the file, for messages.
     """
     from medtrain_plugins.mammography.model.backbone import mirai_backbone
 
@@ -65,11 +65,11 @@ def find_backbone(tensors: dict[str, Tensor], path: str | Path) -> tuple[str, di
 
 
 def load_registration(path: str | Path) -> dict[str, Tensor]:
-    """The 282 tensors of a MammoRegNet, on the CPU; a leading `module.` of each key is dropped, nothing else.
+    """The 282 tensors of a MammoRegNet, on the CPU; only a leading `module.` of each key is dropped.
 
     path: safetensors (such as `split-0/best-<metric>/model.safetensors` of a run directory) or a state dict.
 
-    Raises CheckpointError when the file cannot be read or is not safe to read, or is not a MammoRegNet.
+    Raises CheckpointError if the file cannot be read, is not safe to read, or is not a MammoRegNet.
     """
     from medtrain_plugins.mammography.model.registration import MammoRegNet
 
@@ -103,7 +103,7 @@ def _backbone_key(key: str) -> tuple[str, str]:
 
 
 def _checked(found: dict[str, Tensor], expected: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    """Tensors in the expected order, dtype and shape, each with memory of its own."""
+    """Tensors in the expected order, dtype and shape, each with its own memory."""
     wrong = [
         f"{key}: {tuple(found[key].shape)}, expected {tuple(tensor.shape)}"
         for key, tensor in expected.items()
@@ -115,9 +115,9 @@ def _checked(found: dict[str, Tensor], expected: dict[str, Tensor], path: str | 
 
 
 def read_file(path: str | Path) -> Any:
-    """What a weights file holds: the tensors of safetensors by name, or the object that was pickled.
+    """The content of a weights file: the tensors of safetensors by name, or the pickled object.
 
-    Raises CheckpointError when it cannot be read or is not safe to read.
+    Raises CheckpointError if it cannot be read or is not safe to read.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Readings of LIDC-IDRI: what each radiologist marked, which marks mean one nodule, and what most readers outlined.
+"""Readings of LIDC-IDRI: the marks of each radiologist, which marks are one nodule, and the consensus outline.
 
 Armato SG et al., The Lung Image Database Consortium (LIDC) and Image Database Resource Initiative (IDRI): a completed
 reference database of lung nodules on CT scans. Medical Physics 38(2), 2011.
@@ -20,7 +20,7 @@ from medtrain_plugins.imaging.volume import Volume
 Array = npt.NDArray[Any]
 Kind = Literal["nodule", "small_nodule", "non_nodule"]
 
-# Their tags in the files -> our names.
+# XML tag -> our name.
 CHARACTERISTICS = {
     "subtlety": "subtlety",
     "internalStructure": "internal_structure",
@@ -32,7 +32,7 @@ CHARACTERISTICS = {
     "texture": "texture",
     "malignancy": "malignancy",
 }
-# Marks of one nodule are at most this far apart (mm), or the larger radius where that is more.
+# Marks of one nodule are at most this far apart (mm), or the larger radius if that is more.
 NEAREST_MM = 3.0
 
 
@@ -48,7 +48,7 @@ class Outline:
 
 @dataclass(frozen=True)
 class Mark:
-    """What one reader marked: a nodule of 3 mm or more, outlined and described; a smaller one; or no nodule."""
+    """One reader's mark: a nodule of 3 mm or more, outlined and described; a smaller nodule; or a non-nodule."""
 
     kind: Kind
     reader: str
@@ -86,9 +86,9 @@ class ConsensusNodule:
 
 
 def read_lidc(path: str | Path) -> Reading:
-    """Reads the XML of a CT reading, with or without name spaces. Entities and external references are refused.
+    """Reads the XML of a CT reading, with or without name spaces.
 
-    Raises DataError for what is no such file, and for readings of radiographs.
+    Entities and external references are refused. Raises DataError for other files, and for readings of radiographs.
     """
     from xml.etree.ElementTree import ParseError
 
@@ -119,7 +119,7 @@ def read_lidc(path: str | Path) -> Reading:
     study = _find_text(root, "StudyInstanceUID") or _find_text(root, "StudyInstanceUid")
     marks: list[Mark] = []
     for number, session in enumerate(_named(root, "readingSession"), start=1):
-        # Radiologists are anonymous in the public files: the session tells them apart.
+        # Radiologists are anonymous in the public files: each session stands for one.
         reader = f"{number}:{_find_text(session, 'servicingRadiologistID') or 'anon'}"
         for element in session:
             if _tag(element) == "unblindedReadNodule":
@@ -132,10 +132,10 @@ def read_lidc(path: str | Path) -> Reading:
 def cluster_marks(
     marks: Sequence[Mark], centres: Array, radii: Array, distance: float | None = None
 ) -> list[list[int]]:
-    """Groups of marks (indices) that are one nodule: at most one mark of each reader, nearest pairs joined first.
+    """Groups of marks (indices) of one nodule: at most one mark per reader, nearest pairs joined first.
 
-    centres: (N, 3) mm. radii: (N,) mm. distance: the most between two centres in mm; None: the larger of both radii,
-    at least 3 mm.
+    centres: (N, 3) mm. radii: (N,) mm. distance: the largest distance between two centres in mm; None: the larger of
+    both radii, at least 3 mm.
     """
     groups = {index: [index] for index in range(len(marks))}
     group_of = list(range(len(marks)))
@@ -159,8 +159,8 @@ def consensus(
 ) -> tuple[list[ConsensusNodule], list[str]]:
     """The nodules of 3 mm or more on a volume read from the DICOM series of the reading; and notes.
 
-    agreement: the share of a nodule's readers who must have a voxel inside. Raises DataError when the volume is of
-    another series.
+    agreement: the share of a nodule's readers whose outlines must include a voxel. Raises DataError when the volume is
+    of another series.
     """
     _refuse_other_series(reading, volume)
     notes: list[str] = []
@@ -201,7 +201,7 @@ def consensus(
 
 
 def mark_centres(reading: Reading, volume: Volume, kind: Kind) -> Array:
-    """Centres, (N, 3) world mm, of the marks of one kind: means of their points; marks on other images are left out."""
+    """Centres, (N, 3) world mm, of the marks of one kind (means of their points) on the given images."""
     _refuse_other_series(reading, volume)
     places = volume.provenance.get("slices", {})
     centres = []
@@ -220,8 +220,8 @@ def mark_centres(reading: Reading, volume: Volume, kind: Kind) -> Array:
 def mark_voxels(mark: Mark, volume: Volume, notes: list[str] | None = None) -> Array:
     """The voxels (N, 3) within a mark's outlines, indices in the volume's array.
 
-    Outlines run around the nodule, their own pixels are outside. They are drawn on the slice of their image, found by
-    UID. A mark of outlines too narrow to hold a pixel has the pixels of the outlines.
+    Outlines run around the nodule; their own pixels are outside. They are drawn on the slice of their image, found by
+    UID. If the outlines are too narrow to contain a pixel, the mark has the pixels of the outlines.
     """
     import cv2
 
@@ -258,7 +258,7 @@ def mark_voxels(mark: Mark, volume: Volume, notes: list[str] | None = None) -> A
 
 
 def _from_source(points: Array, volume: Volume) -> Array:
-    """Indices (..., 3) in the order of the file -> in the volume's array."""
+    """Indices (..., 3) in the file's order -> in the volume's array."""
     turned = np.stack([points[..., source] for source, _ in volume.order], axis=-1)
     flipped = np.array([flip for _, flip in volume.order])
     return np.asarray(np.where(flipped, np.array(volume.shape) - 1 - turned, turned))
@@ -288,7 +288,7 @@ def _longest_axial(voxels: Array, volume: Volume) -> float:
 
 
 def _rim(points: Array) -> Array:
-    """The points that can be farthest apart: of many, the ends of each line."""
+    """The points that can be farthest apart: the ends of each line."""
     if len(points) < 500:
         return points
     from scipy.spatial import ConvexHull, QhullError
@@ -312,7 +312,7 @@ def _nodule(element: Any, reader: str, path: Path) -> Mark:
     for described in _named(element, "characteristics"):
         for item in described:
             name, value = CHARACTERISTICS.get(_tag(item)), (item.text or "").strip()
-            # Some readers left a 0 for what they did not judge.
+            # Some readers left a 0 for what they did not rate.
             if name and value.isdecimal() and int(value) > 0:
                 scores[name] = int(value)
     outlined = any(len(outline.points) > 1 for outline in outlines)

@@ -1,4 +1,4 @@
-"""Rows of LUNA16 tables on the scans they belong to; every row is accounted for."""
+"""Assigns the rows of LUNA16 tables to their scans; every row is accounted for."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _MORE = (
 
 @dataclass
 class Account:
-    """What became of each row of a table; the lists hold places such as "annotations.csv:7"."""
+    """The outcome of each row of a table; the lists hold places such as "annotations.csv:7"."""
 
     rows: int = 0
     placed: int = 0
@@ -52,7 +52,7 @@ class Account:
     other_series: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON; placed and the lists add up to rows."""
+        """As JSON; `placed` and the lengths of the lists add up to `rows`."""
         return {
             "rows": self.rows,
             "placed": self.placed,
@@ -79,9 +79,9 @@ def place_findings(
 ) -> tuple[dict[str, list[Nodule]], dict[str, list[Nodule]], Account]:
     """The rows of a table as nodules of the scans.
 
-    scans: series -> geometry of the prepared array. more: place -> further fields of the nodule.
-    Returns by series those inside the scan, those outside, and the account. A row that repeats another is counted and
-    not placed again; a diameter of 0 or less is not known.
+    scans: series -> geometry of the prepared array. more: place -> further fields of the nodule. Returns by series
+    those inside the scan, those outside, and the account. A row that repeats another is counted, but not placed again.
+    A diameter of 0 or less means unknown.
     """
     account = Account(rows=len(findings))
     inside: dict[str, list[Nodule]] = {}
@@ -107,7 +107,7 @@ def place_findings(
 
 
 def read_characteristics(path: Path) -> dict[str, dict[str, Any]]:
-    """Columns of a table that describe nodules beyond the challenge's own: place ("a.csv:7") -> field -> value."""
+    """Columns that describe nodules, in addition to the challenge's own: place ("a.csv:7") -> field -> value."""
     found: dict[str, dict[str, Any]] = {}
     header, rows, lines = read_cells(path)
     names = [name.lower() for name in header]
@@ -136,7 +136,7 @@ def score_of_nodule(values: Mapping[str, Any]) -> float | None:
 
 
 def some(places: Sequence[str], limit: int = 5) -> str:
-    """The first of many, and how many more."""
+    """The first few of many, and how many more there are."""
     return ", ".join(places[:limit]) + (f" and {len(places) - limit} more" if len(places) > limit else "")
 
 

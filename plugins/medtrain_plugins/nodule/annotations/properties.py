@@ -1,4 +1,4 @@
-"""What can be measured of a segmented nodule, and boxes around nodules. Boxes are half-open everywhere."""
+"""Measurements of a segmented nodule, and boxes around nodules. All boxes are half-open."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scipy.spatial.distance import pdist
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 Triple = tuple[float, float, float]
-SOLID, GROUND_GLASS = -300.0, -750.0  # HU: solid from the first on, ground glass from the second on
+SOLID, GROUND_GLASS = -300.0, -750.0  # HU: solid from the first, ground glass from the second
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class NoduleProperties:
 
     centre: centroid, zyx voxels. bbox: per axis [first, last + 1) voxels. diameters_mm: extents along z, y, x.
     equivalent_diameter_mm: of the sphere of that volume. longest_axial_diameter_mm: the longest line between the outer
-    edges of two voxels of one axial slice. sphericity: surface of that sphere over the component's, at most 1.
+    edges of two voxels of one axial slice. sphericity: surface of that sphere divided by the component's, at most 1.
     confidence: mean of the mask's probabilities. mean_hu, std_hu and texture, the mean rating on LIDC's scale from 1
-    (ground glass) to 5 (solid) by the share of solid voxels: NaN without the image.
+    (ground glass) to 5 (solid) by the share of solid voxels; these are NaN without the image.
     """
 
     centre: Triple
@@ -53,8 +53,8 @@ def measure_nodule(
 ) -> NoduleProperties | None:
     """The component nearest to a point, measured; None when none is within the distance.
 
-    mask: (D, H, W) probabilities or bools; above `threshold` is nodule, neighbours share a face. centre: zyx voxels,
-    may be fractional or outside. spacing: zyx mm. image_hu: (D, H, W).
+    mask: (D, H, W) probabilities or bools; values above `threshold` are nodule, neighbours share a face. centre: zyx
+    voxels, may be fractional or outside. spacing: zyx mm. image_hu: (D, H, W).
     """
     probabilities = np.asarray(mask)
     millimetres = np.broadcast_to(np.asarray(spacing, dtype=np.float64), 3)
@@ -125,7 +125,7 @@ def sphere_box(centre: ArrayLike, diameter_mm: float, spacing: ArrayLike, shape:
 
 
 def _sphericity(voxels: NDArray[np.int64], millimetres: NDArray[np.float64]) -> float:
-    """Of voxels in a corner of space; the surface is estimated from intersections with lines in 13 directions."""
+    """The surface is estimated from intersections with lines in 13 directions."""
     import SimpleITK as sitk
 
     block = np.zeros(voxels.max(axis=0) + 3, dtype=np.uint8)

@@ -1,6 +1,6 @@
 """The tables of LUNA16: annotated nodules, irrelevant findings, candidates of a submission, the list of scans.
 
-Every row is read or named in an error; what is odd and yet usable (duplicates, unknown diameters) is kept and told.
+Every row is read or named in an error. Unusual but usable rows (duplicates, unknown diameters) are kept and reported.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ MALIGNANCY, TEXTURE = "malignancy", "texture"
 class Findings:
     """Points in scans, N of them: nodules, irrelevant findings or candidates.
 
-    series: (N,) text, the scan of each. xyz: (N, 3) float64, world coordinates in mm. diameter: (N,) float64, mm;
-    NaN where it is not known (candidates only), negative for findings without a measured size. score: (N,) float64,
-    larger is more suspicious; None for annotations. malignancy: (N,) float64, NaN where not known. texture: (N,)
-    text. places: where each was read, such as "annotations.csv:7"; name: of the file or the like. notes: what a reader
-    found worth telling.
+    series: (N,) text, the scan of each. xyz: (N, 3) float64, world coordinates in mm. diameter: (N,) float64, mm; NaN
+    where unknown (candidates only), negative for findings without a measured size. score: (N,) float64, larger is more
+    suspicious; None for annotations. malignancy: (N,) float64, NaN where unknown. texture: (N,) text. places: where
+    each was read, such as "annotations.csv:7"; name: of the file, for messages. notes: messages from reading the table.
     """
 
     series: Array
@@ -64,8 +63,8 @@ class Findings:
     ) -> Findings:
         """Findings from lists or arrays in memory; `name` stands for the file in messages.
 
-        Raises DataError for coordinates, scores or (negative ones are allowed) infinite diameters that are no numbers,
-        and for columns of unequal length.
+        Raises DataError for coordinates or scores that are not finite, for infinite diameters (negative ones are
+        allowed), and for columns of unequal length.
         """
         count = len(series)
         points = np.asarray(xyz, dtype=np.float64).reshape(-1, 3)
@@ -100,10 +99,10 @@ class Findings:
 def read_findings(path: str | Path, kind: Kind) -> Findings:
     """Reads a table of nodules, irrelevant findings or candidates.
 
-    CSV or the like, as `read_table` reads it, with a header. Needed:
-    `seriesuid`, `coordX`, `coordY`, `coordZ`, and `diameter_mm` (annotations, excluded) or `probability`
-    (candidates). Read where they are there: `diameter_mm` of candidates, `malignancy`, `texture`; others are passed
-    over. Raises DataError that names the columns or rows that cannot be used.
+    CSV or a similar table, as `medtrain.data.read_table` reads it, with a header. Needed:
+    `seriesuid`, `coordX`, `coordY`, `coordZ`, and `diameter_mm` (annotations, excluded) or `probability` (candidates).
+    Optional: `diameter_mm` of candidates, `malignancy`, `texture`; other columns are ignored. Raises DataError that
+    names the columns or rows that cannot be used.
     """
     path = Path(path)
     header, rows, lines = read_cells(path)
@@ -166,7 +165,7 @@ def read_series(path: str | Path) -> tuple[list[str], list[str]]:
 
 
 class _Places(Sequence[str]):
-    """Texts such as "annotations.csv:7", made when they are asked for."""
+    """Texts such as "annotations.csv:7", made on access."""
 
     def __init__(self, name: str, lines: list[int]) -> None:
         self.name, self.lines = name, lines

@@ -1,4 +1,4 @@
-"""The triage score of a nodule: 1 (benign-looking, small) to 10, from what readers said and how large it is."""
+"""The triage score of a nodule: 1 (benign-looking, small) to 10, from the readers' ratings and its size."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Literal
 from medtrain.errors import DataError
 
 GROWING = ("growing", "increase", "increasing", "progressive")
-SIZE_STEPS = ((4.0, -1), (8.0, 0), (12.0, 1), (20.0, 2))  # below this diameter in mm: so many points
+SIZE_STEPS = ((4.0, -1), (8.0, 0), (12.0, 1), (20.0, 2))  # (below this diameter in mm, points)
 LARGEST = 3
-SPICULATED = 3.5  # from here on
-SUBSOLID = 2.5  # texture up to here
+SPICULATED = 3.5  # from this rating
+SUBSOLID = 2.5  # up to this texture rating
 LOWEST, HIGHEST = 1, 10
 
 
 @dataclass(frozen=True)
 class TriageScore:
-    """The parts of a score. `value` is their sum within [1, 10]; `score` the same as a whole number."""
+    """The parts of a score. `value` is their sum, limited to [1, 10]; `score` the same as a whole number."""
 
     base: float
     size: int
@@ -48,10 +48,10 @@ def score_nodule(
 ) -> TriageScore:
     """The score of one nodule.
 
-    characteristics: LIDC ratings by name, upper or lower case: `malignancy` 1 to 5 (held to that range), `spiculation`,
-    `texture`; others do not count. diameter_mm: None or NaN where unknown. growth: from a comparison with an earlier
-    scan, such as "increasing". rounding: of the whole number; "half_even" gives the scores of tables made with it.
-    Raises DataError without a malignancy.
+    characteristics: LIDC ratings by name, upper or lower case: `malignancy` 1 to 5 (limited to that range),
+    `spiculation`, `texture`; others are ignored. diameter_mm: None or NaN where unknown. growth: from a comparison with
+    an earlier scan, such as "increasing". rounding: of the whole number; "half_even" gives the scores of tables made
+    with it. Raises DataError without a malignancy.
     """
     ratings = {name.lower(): float(value) for name, value in characteristics.items()}
     malignancy = ratings.get("malignancy", math.nan)
@@ -63,7 +63,7 @@ def score_nodule(
     ground_glass = 1 if ratings.get("texture", math.inf) <= SUBSOLID else 0
     grown = 3 if growth is not None and growth.strip().lower() in GROWING else 0
     total = base + size + spiculation + ground_glass + grown
-    # round() goes to the even neighbour.
+    # round() rounds halves to even.
     whole = math.floor(total + 0.5) if rounding == "half_up" else round(total)
     return TriageScore(base, size, spiculation, ground_glass, grown, min(max(whole, LOWEST), HIGHEST))
 
@@ -79,7 +79,7 @@ def risk_group(probability: float) -> Literal["high", "medium", "low"]:
 
 
 def summarize_triage(probabilities: Iterable[float]) -> dict[str, float | int | None]:
-    """How many detections there are of each group, and the highest probability (None without any)."""
+    """The number of detections in each group, and the highest probability (None without detections)."""
     known = list(probabilities)
     groups = [risk_group(value) for value in known]
     return {

@@ -1,1 +1,1 @@
-"""Commands for nodules."""
+"""The commands for nodules: data, detect, froc, and the import of the PIVOT guide's configuration."""

@@ -1,4 +1,4 @@
-"""`medtrain config import`: settings in the YAML of the PIVOT training guide as a TOML file for `medtrain run`."""
+"""`medtrain config import`: settings of the PIVOT training guide (YAML) as a TOML file for `medtrain run`."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ def import_config(file: Path, plugin: str, onto: Path | None, out: Path | None, 
     Tells what was decided on the way, and every key that has no place.
     """
     import tomli_w
-    from medtrain.config import Layers, RunConfig
+    from medtrain.config import RunConfig, configure
     from medtrain.errors import ConfigError, UsageError, first_lines
-    from medtrain.plugins import Plugins
 
     from medtrain_plugins.nodule.commands.guide_settings import merge, read_yaml
     from medtrain_plugins.nodule.commands.pivot_guide import import_guide
@@ -41,9 +40,7 @@ def import_config(file: Path, plugin: str, onto: Path | None, out: Path | None, 
         told = f"{len(rows)} keys have no place:\n{first_lines(rows, limit=len(rows))}"
         if strict:
             raise ConfigError(f"{file}: {told}")
-    layers = Layers()
-    layers.add(found.values, str(file))
-    layers.build(Plugins.of(found.values["run"]["plugins"]).options())
+    configure(found.values["run"]["plugins"], {str(file): found.values})
     ordered = {name: found.values[name] for name in RunConfig.model_fields if name in found.values}
     comments = "".join(f"# {note}\n" for note in found.notes)
     text = f"# From {file.name}.\n{comments}\n{tomli_w.dumps(ordered)}"

@@ -1,4 +1,4 @@
-"""`medtrain detect nodule`: the nodules of one scan, as files; `medtrain calibrate pivot`: what its scores mean."""
+"""`medtrain detect nodule`: the nodules of one scan, as files; `medtrain calibrate pivot`: calibrated scores."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def detect(
         changes["calibration"] = str(calibration)
     if lungs_only:
         changes["lungs_only"] = True
-    # JSON's numbers, texts, booleans and lists are TOML's.
+    # JSON's numbers, texts, booleans and lists are valid TOML.
     assignments = [f"{NAME}.inference.{key}={json.dumps(value)}" for key, value in changes.items()]
     if device is not None:
         assignments.append(f"computational.device={device}")
@@ -165,7 +165,7 @@ def calibrate(
 
 
 def _refuse_others(run: Path) -> None:
-    """Raise UsageError for runs of other plugins."""
+    """Raises UsageError for runs of other plugins."""
     from medtrain.config import read_toml
     from medtrain.errors import UsageError
     from medtrain.rundir import Maps

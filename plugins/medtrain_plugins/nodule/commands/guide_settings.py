@@ -1,4 +1,4 @@
-"""Settings of the PIVOT guide as they are read, and the configuration of medtrain as it is put together."""
+"""The PIVOT guide's settings, which are marked when read, and the configuration that is built from them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 @dataclass
 class ConvertedGuide:
-    """values: the configuration, nested as in TOML. notes: what was decided. unplaced: keys that have no place, why."""
+    """values: the configuration, nested as in TOML. notes: decisions. unplaced: key without counterpart -> reason."""
 
     values: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     unplaced: dict[str, str] = field(default_factory=dict)
 
     def put(self, key: str, value: Any) -> None:
-        """Set a dotted key; `pivot.` is `plugins.pivot.`."""
+        """Sets a dotted key; `pivot.` stands for `plugins.pivot.`."""
         into, names = self.values, key.split(".")
         if names[0] in (PIVOT, TENSORBOARD, WANDB):
             names.insert(0, "plugins")
@@ -32,7 +32,7 @@ class ConvertedGuide:
         into[names[-1]] = value
 
     def get(self, key: str) -> Any:
-        """What was put there; None when nothing was."""
+        """The value of a dotted key; None if it was not set."""
         value: Any = self.values
         for name in key.replace("pivot.", "plugins.pivot.", 1).split("."):
             value = value.get(name) if isinstance(value, dict) else None
@@ -40,14 +40,14 @@ class ConvertedGuide:
 
 
 class GuideSettings:
-    """The guide's settings, crossed off as they are read."""
+    """The guide's settings; `left` gives those that were not read."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values
         self.read: set[str] = set()
 
     def take(self, key: str, default: Any = None) -> Any:
-        """The value of a dotted key, read from now on with all that is in it."""
+        """The value of a dotted key; marks it, and everything in it, as read."""
         value = self.look(key)
         if value is None:
             return default
@@ -55,24 +55,24 @@ class GuideSettings:
         return value
 
     def listed(self, key: str) -> list[Any]:
-        """The value of a dotted key as a list, read from now on."""
+        """The value of a dotted key as a list; marks it as read."""
         value = self.take(key, [])
         return value if isinstance(value, list) else [value]
 
     def look(self, key: str) -> Any:
-        """The same without reading it."""
+        """The value of a dotted key, without marking it as read."""
         value: Any = self.values
         for name in key.split("."):
             value = value.get(name) if isinstance(value, Mapping) else None
         return value
 
     def section(self, key: str) -> dict[str, Any]:
-        """The entries under a key, unread."""
+        """The entries under a key, without marking them as read."""
         found = self.look(key)
         return dict(found) if isinstance(found, Mapping) else {}
 
     def left(self) -> Iterator[str]:
-        """Keys with a value that nobody has read."""
+        """Keys with a value that were not read."""
         yield from self._left(self.values, "")
 
     def _left(self, values: Mapping[str, Any], prefix: str) -> Iterator[str]:
@@ -87,7 +87,7 @@ class GuideSettings:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A file of settings. Raises ConfigError when it is no YAML, or no mapping of sections."""
+    """A file of settings. Raises ConfigError if it is not YAML, or not a mapping of sections."""
     import yaml
 
     try:
@@ -116,7 +116,7 @@ def merge(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(value: Any) -> Any:
-    """Numbers such as 1e-8, which YAML 1.1 takes for texts because they have no point."""
+    """Numbers such as 1e-8, which are texts in YAML 1.1 because they have no point."""
     if isinstance(value, dict):
         return {name: _numbers(item) for name, item in value.items()}
     if isinstance(value, list):

@@ -1,7 +1,7 @@
-"""Training settings in the YAML of the PIVOT guide as a configuration of `medtrain run`.
+"""Converts training settings of the PIVOT guide (YAML) to a configuration of `medtrain run`.
 
-`PLACES` says where each key goes whose value stays as it is; the functions after it settle the rest. Every key that is
-read is crossed off, and what is left over is told: nothing is dropped without a word.
+`PLACES` maps the keys whose values stay as they are; the functions after it convert the rest. Keys that no function
+reads are reported: nothing is dropped silently.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ PLACES = {
     "device.cudnn_deterministic": "computational.deterministic",
     "device.seed": "run.seed",
 }
-# Of `detection_loss`, and of a `loss` that has no parts.
+# For `detection_loss`, and for a `loss` without parts.
 HEATMAP_LOSS = {
     "alpha": "pivot.loss.alpha",
     "gamma": "pivot.loss.gamma",
@@ -66,7 +66,7 @@ HEATMAP_LOSS = {
     "squared_pred": "pivot.loss.squared_pred",
     "pos_weight": "pivot.loss.pos_weight",
 }
-# Of an optimizer, in `optimization.options`.
+# Arguments of each optimizer, in `optimization.options`.
 OPTIMIZERS = {
     "adamw": ("betas", "eps", "amsgrad"),
     "adam": ("betas", "eps", "amsgrad"),
@@ -80,7 +80,7 @@ NETWORKS = {
     "dynunet": "DynUNet",
     "segresnet": "SegResNet",
 }
-# The names of parameters of their encoders.
+# Patterns of the parameter names of each network's encoder.
 ENCODERS = {
     "residual_unet": ["*encoders.*", "*downs.*"],
     "reference_unet": ["backbone.encoders.*", "backbone.bottleneck.*"],
@@ -105,7 +105,7 @@ VIEWS = ("flip_x", "flip_y", "flip_z", "rotate_90")
 
 
 def import_guide(settings: Mapping[str, Any]) -> ConvertedGuide:
-    """The guide's settings as a configuration. Raises ConfigError for values that mean nothing."""
+    """The guide's settings as a configuration. Raises ConfigError for invalid values."""
     given, found = GuideSettings(settings), ConvertedGuide()
     for key, place in PLACES.items():
         if isinstance(given.look(key), Mapping):
@@ -202,7 +202,7 @@ def _schedule(given: GuideSettings, found: ConvertedGuide) -> None:
     if name is None:
         raise ConfigError(f"{prefix}type: {kind!r} is none of {', '.join(SCHEDULES)}{nearest(str(kind), SCHEDULES)}")
     found.put("scheduler.name", name)
-    # One key for both.
+    # Our `factor` stands for both.
     key = "factor" if name == "plateau" else "gamma"
     if name in ("plateau", "step", "multistep") and (factor := given.take(prefix + key)) is not None:
         found.put("scheduler.factor", factor)
@@ -270,7 +270,7 @@ def _heatmap_loss(given: GuideSettings, found: ConvertedGuide, prefix: str, kind
 def _augmentation(given: GuideSettings, found: ConvertedGuide) -> None:
     from medtrain_plugins.nodule.options import AugmentationOptions
 
-    # The guide's names are ours.
+    # The guide and medtrain use the same names here.
     for name, options in AugmentationOptions.model_fields.items():
         key = f"augmentation.{name}"
         if name == "enabled":
@@ -296,7 +296,7 @@ def _transfer(given: GuideSettings, found: ConvertedGuide) -> None:
 
 
 def _stages(given: GuideSettings, found: ConvertedGuide) -> None:
-    """Stages of patch sizes and stages of diameters, each from its first epoch on, as one list."""
+    """The stages of patch sizes and the stages of diameters, merged by epoch into one list."""
     courses = []
     for name in ("progressive", "curriculum"):
         prefix = f"training.{name}"
@@ -336,7 +336,7 @@ def _course(stages: Any, prefix: str, found: ConvertedGuide) -> list[dict[str, A
 
 
 def merge_stages(*courses: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Courses of stages that run at the same time, cut wherever one of them changes; the last stage of each goes on."""
+    """Merges parallel lists of stages: a new stage wherever one of them changes; each list's last stage goes on."""
     ends = sorted({sum(stage["epochs"] for stage in course[: n + 1]) for course in courses for n in range(len(course))})
     merged = []
     for start, end in zip([0, *ends], ends, strict=False):
@@ -450,7 +450,7 @@ def _inference(given: GuideSettings, found: ConvertedGuide) -> None:
 
 
 def _value(name: Any, key: str) -> str:
-    """Our name of a value of the validation group."""
+    """Our name of a metric of the validation group."""
     plain = str(name).removeprefix("val_").removeprefix("val/")
     if plain not in VALUES:
         raise ConfigError(f"{key}: there is no value {name!r}{nearest(plain, VALUES)}; there are {', '.join(VALUES)}")
@@ -458,7 +458,7 @@ def _value(name: Any, key: str) -> str:
 
 
 def _check_direction(mode: Any, value: str | None, key: str) -> None:
-    """Values know which way they are better."""
+    """Raises ConfigError if the mode is not the metric's own."""
     if mode is not None and mode != ("min" if value == "loss" else "max"):
         raise ConfigError(
             f"{key}: {mode!r}, but a {'smaller' if value == 'loss' else 'larger'} {value or 'cpm'} is better"

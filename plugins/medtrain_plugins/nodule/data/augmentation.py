@@ -1,7 +1,8 @@
-"""Random changes of training patches: image, mask and centres together, resampled once, straight from the scan.
+"""Augmentation of training patches: image, mask and centres together, resampled once, directly from the scan.
 
-What turns, scales, shifts and bends is one map from voxels of the patch to voxels of the scan, so that no corner of the
-patch is invented where the scan goes on, and nothing is interpolated twice. Flips and quarter turns alone move voxels.
+Rotation, scaling, shift and elastic deformation are one map from voxels of the patch to voxels of the scan. So the
+corners of a rotated patch come from the scan, and nothing is interpolated twice. Flips and quarter turns alone only
+move voxels.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from medtrain_plugins.nodule.scans.resampling import AIR
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
-STEEPEST = 0.6  # of an elastic field, voxels per voxel: it does not fold, and can be inverted
-INVERSIONS = 40  # each takes that share of the error before, or less
+STEEPEST = 0.6  # largest slope of an elastic field, voxels per voxel: it does not fold, and can be inverted
+INVERSIONS = 40  # steps of the inversion; each leaves at most this share of the error: STEEPEST
 
 
 @dataclass(frozen=True, eq=False)
 class SampledTransform:
-    """What happens to one patch; made by `sample_transform`, or nothing at all.
+    """A transform of one patch, sampled by `sample_transform`; without arguments the identity.
 
     size: of the patch. turn: (3, 3), a signed permutation; linear: (3, 3); shift: (3,); bend: (3, ...) or None, on a
-    coarse grid over the patch. Voxel o of the patch shows the unchanged patch at
-    middle + linear turn (o - middle) + shift + bend(o). scale: of diameters. values: what happens to values, in order.
+    coarse grid over the patch. Voxel o of the result comes from middle + linear turn (o - middle) + shift + bend(o) of
+    the original patch. scale: of diameters. values: changes of intensity, in order.
     """
 
     size: tuple[int, int, int]
@@ -45,7 +46,7 @@ class SampledTransform:
 
     @property
     def interpolates(self) -> bool:
-        """Whether voxels come to lie between voxels."""
+        """Whether the transform needs interpolation."""
         return self.bend is not None or bool((self.linear != np.eye(3)).any() or self.shift.any())
 
     @property
@@ -53,11 +54,11 @@ class SampledTransform:
         return (np.array(self.size) - 1) / 2
 
     def sources(self, points: Floats) -> Floats:
-        """Points (N, 3) of the changed patch -> where they come from in the unchanged one."""
+        """Points (N, 3) of the transformed patch -> their positions in the original patch."""
         return (points - self.middle) @ (self.linear @ self.turn).T + self.middle + self.shift + self._bent(points)
 
     def moved(self, points: Floats) -> Floats:
-        """Points (N, 3) of the unchanged patch -> where they are now; the inverse of `sources`."""
+        """Points (N, 3) of the original patch -> their positions in the transformed one; the inverse of `sources`."""
         back = np.linalg.inv(self.linear @ self.turn).T
         found = (points - self.middle - self.shift) @ back + self.middle
         if self.bend is not None:
@@ -66,7 +67,7 @@ class SampledTransform:
         return found
 
     def cut(self, volume: Array, start: Array, outside: float = AIR, nearest: bool = False) -> Array:
-        """The changed patch out of a scan: as `patches.cut`, float32 where it is interpolated.
+        """Cuts the transformed patch out of a scan: as `patches.cut`, float32 if interpolated.
 
         nearest: the nearest voxel's value instead of an interpolated one, for masks.
         """
@@ -86,7 +87,7 @@ class SampledTransform:
         return image
 
     def _source_box(self) -> tuple[Array, Array]:
-        """First and last voxel of the unchanged patch's grid that the changed one needs."""
+        """The first and last voxel of the original patch's grid that the transformed patch needs."""
         reach = np.abs(self.linear @ self.turn) @ self.middle
         if self.bend is not None:
             reach = reach + np.abs(self.bend).reshape(3, -1).max(axis=1)
@@ -95,10 +96,10 @@ class SampledTransform:
         return low, np.maximum(np.ceil(middle + reach).astype(np.int64), low + 1)
 
     def _grid(self, low: Array, high: Array) -> torch.Tensor:
-        """Where each voxel comes from, as `grid_sample` wants it: (1, D, H, W, 3), x first, -1 to 1 over the region."""
+        """The source of each voxel, as `grid_sample` expects it: (1, D, H, W, 3), x first, -1 to 1 over the region."""
         extent = (high - low).astype(np.float64)
         matrix = self.linear @ self.turn
-        # Output voxels run from -1 to 1 too, from the first one's centre to the last one's.
+        # Output voxels also run from -1 to 1, from the centre of the first to the centre of the last.
         theta = np.concatenate(
             [
                 matrix * self.middle * 2 / extent[:, None],
@@ -129,7 +130,7 @@ class SampledTransform:
 def sample_transform(
     options: AugmentationOptions, size: Sequence[int], spacing: Sequence[float] | Floats, generator: np.random.Generator
 ) -> SampledTransform:
-    """What happens to a patch of `size` voxels with `spacing` (z, y, x mm)."""
+    """Samples the transform of a patch of `size` voxels with `spacing` (z, y, x mm)."""
     z, y, x = (int(length) for length in size)
     if not options.enabled:
         return SampledTransform((z, y, x))
@@ -171,8 +172,8 @@ def sample_transform(
 
 
 def _turned(patch: Array, turn: Floats) -> Array:
-    """The patch whose voxel o is that at turn o of the given one, both counted from their middles."""
-    order = [int(np.flatnonzero(turn[:, axis])[0]) for axis in range(3)]  # of each new axis, the old one
+    """The patch whose voxel o is voxel `turn o` of the given one, counted from the middles."""
+    order = [int(np.flatnonzero(turn[:, axis])[0]) for axis in range(3)]  # old axis of each new axis
     steps = tuple(slice(None, None, -1 if turn[old, axis] < 0 else 1) for axis, old in enumerate(order))
     return np.transpose(patch, order)[steps]
 
@@ -192,7 +193,7 @@ def _quarter_turn(size: tuple[int, ...], spacing: Floats, generator: np.random.G
 
 
 def _rotation(angles: Floats) -> Floats:
-    """Turns about the axes 0, 1 and 2, in this order."""
+    """Rotations about the axes 0, 1 and 2, in this order."""
     matrix = np.eye(3)
     for axis, angle in enumerate(angles):
         a, b = (other for other in range(3) if other != axis)
@@ -204,15 +205,16 @@ def _rotation(angles: Floats) -> Floats:
 
 
 def _bend(size: tuple[int, ...], options: ElasticOptions, generator: np.random.Generator) -> NDArray[np.float32]:
-    """Displacements (3, ...) in voxels on a grid of nodes one sigma apart, as dense ones would be after smoothing.
+    """Smoothed displacements (3, ...) in voxels on a grid of nodes one sigma apart.
 
-    A smoothed field has nothing finer to show than its nodes; smoothing it on them takes a fraction of the time.
+    A field smoothed with sigma has no finer detail than these nodes, and smoothing on them takes a fraction of the
+    time.
     """
     from scipy import ndimage
 
     nodes = [max(2, math.ceil((length - 1) / options.sigma) + 1) for length in size]
     field: Floats = ndimage.gaussian_filter(generator.uniform(-1, 1, (3, *nodes)), (0, 1, 1, 1), truncate=3)
-    # Smoothing lowers the standard deviation by (2 sqrt(pi) sigma)^(3/2): here with sigma 1, in voxels with sigma.
+    # Smoothing divides the standard deviation by (2 sqrt(pi) sigma)^(3/2): with sigma 1 here, with sigma on voxels.
     field *= options.alpha / options.sigma**1.5
     apart = [max(length - 1, 1) / (count - 1) for length, count in zip(size, nodes, strict=True)]
     z, y, x = (slice(count - 1) for count in nodes)

@@ -27,11 +27,11 @@ from medtrain_plugins.nodule.scans.manifest import ManifestRow, open_array
 
 Array = NDArray[Any]
 Sample = dict[str, Any]
-OPEN_SCANS = 32  # mapped at a time, in each process
+OPEN_SCANS = 32  # memory-mapped at a time, in each process
 
 
 class _Scans:
-    """The scans of some rows, mapped when one is wanted, and what samples say of the findings in them.
+    """The scans of manifest rows, memory-mapped on use, and the samples' entries about their findings.
 
     with_mask: whether samples have a `mask`.
     """
@@ -48,7 +48,7 @@ class _Scans:
             raise DataError("there are no scans to train on or to evaluate; is the manifest's split as you want it?")
         self.rows, self.intensity, self.sampling, self.with_mask = list(rows), intensity, sampling, with_mask
         self.points = [ScanPoints.of(row, sampling, (false_marks or {}).get(row.series, ())) for row in rows]
-        # Batches have one shape, however many nodules a patch holds.
+        # All batches have one shape, for any number of nodules in a patch.
         self.places = max(1, *(len(points.centres) for points in self.points))
         self.ignored_places = max(1, *(len(points.ignored) for points in self.points))
         self._opened: OrderedDict[str, Array] = OrderedDict()
@@ -57,7 +57,7 @@ class _Scans:
         return self.__dict__ | {"_opened": OrderedDict()}
 
     def open(self, path: str, shape: tuple[int, int, int]) -> Array:
-        """An array mapped from disk."""
+        """A memory-mapped array."""
         if path in self._opened:
             self._opened.move_to_end(path)
             return self._opened[path]
@@ -69,7 +69,7 @@ class _Scans:
     def patch(
         self, number: int, start: NDArray[np.int64], size: Sequence[int], transform: SampledTransform | None = None
     ) -> Sample:
-        """The sample of a patch of a scan, but for its `sample_id`."""
+        """The sample of a patch of a scan, without its `sample_id`."""
         row, points = self.rows[number], self.points[number]
         transform = transform or SampledTransform((int(size[0]), int(size[1]), int(size[2])))
         image = self.intensity(transform.cut(self.open(row.image, row.shape), start))
@@ -111,20 +111,20 @@ class _Scans:
 
 
 class NodulePatches(_Scans):
-    """Patches drawn anew each time they are asked for: `patches_per_volume` of every scan.
+    """Patches drawn again on every access: `patches_per_volume` of every scan.
 
     A sample has, D, H, W being the patch size and K the most nodules of a scan:
 
     `image` (1, D, H, W) float32, after `intensity`; `centers` (K, 3) float32, z, y, x voxels of the patch, `diameters`
-    (K,) mm, `triage` (K,) in [0, 1]: nodules that reach into the patch, then NaN; NaN also where not known. Centres may
-    lie outside. `ignored_centers`, `ignored_diameters`: the same of findings to learn nothing from, `ignore`
-    (1, D, H, W) bool: their voxels. `mask` (1, D, H, W) float32 if wanted: 1 in nodules, NaN where nothing is to be
-    learnt. `is_positive`: bool, whether a nodule's centre is inside; `start` (3,) int64: the patch's first voxel in the
-    scan; `spacing` (3,) z, y, x mm; `series_uid`, `sample_id`.
+    (K,) mm, `triage` (K,) in [0, 1]: nodules that reach into the patch, then NaN; NaN also where unknown. Centres may
+    lie outside. `ignored_centers`, `ignored_diameters`: the same for ignored findings, `ignore` (1, D, H, W) bool:
+    their voxels. `mask` (1, D, H, W) float32 if requested: 1 in nodules, NaN where ignored. `is_positive`: bool,
+    whether a nodule's centre is inside; `start` (3,) int64: the patch's first voxel in the scan; `spacing` (3,) z, y, x
+    mm; `series_uid`, `sample_id`.
 
-    What is drawn follows from torch's global generator, which the training loader seeds for every sample. seed: draws
-    follow from it and the number of the sample instead, so that patches are the same in every epoch; nothing is
-    augmented then. Reads the part of the scan that it needs. chance, expected_fraction: see `positive_chances`.
+    Draws depend on torch's global generator, which the training loader seeds for every sample. With a seed they depend
+    on the seed and the number of the sample: patches are then the same in every epoch and not augmented. Only the
+    needed part of the scan is read. chance, expected_fraction: see `positive_chances`.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class NodulePatches(_Scans):
 
 
 class NoduleScans(_Scans):
-    """Whole scans, of one shape each, so in batches of one; samples as of `NodulePatches`, named by their series."""
+    """Whole scans, in batches of one as shapes differ; samples as of `NodulePatches`, named by their series."""
 
     deterministic = True
 
@@ -186,7 +186,7 @@ class NoduleScans(_Scans):
 def _moved(
     points: Array, diameters: Array, spacing: Array, start: Array, size: Sequence[int], transform: SampledTransform
 ) -> tuple[Array, Array]:
-    """Those findings of a scan that reach into a changed patch, there, and which they are."""
+    """The findings of a scan that reach into a transformed patch: their positions there, and their indices."""
     if not len(points):
         return points, np.zeros(0, dtype=np.int64)
     there = transform.moved(points - start)
@@ -195,7 +195,7 @@ def _moved(
 
 
 def _filled(values: Array, places: int) -> torch.Tensor:
-    """float32 values, then NaN up to `places` of them."""
+    """float32 values, filled up with NaN to `places`."""
     filled = np.full((places, *values.shape[1:]), np.nan, dtype=np.float32)
     filled[: len(values)] = values
     return torch.from_numpy(filled)

@@ -1,4 +1,4 @@
-"""From a configuration to the groups of a run: patches of scans to train on, whole scans to be evaluated on."""
+"""From a configuration to the groups of a run: patches of scans for training, whole scans for evaluation."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ log = logging.getLogger("medtrain")
 
 GROUPS = ("train", "validation", "test")
 FILTERS = ("min_diameter", "max_diameter", "positive_fraction")
-SCAN = "scan"  # key of what a sample says of a whole scan
+SCAN = "scan"  # key of the entries about the whole scan
 
 
 def build_data(config: RunConfig, options: PivotOptions) -> Data:
-    """Training patches, and whole scans of the other groups; those of a stage when `config.stage` is one.
+    """Training patches, and whole scans of the other groups; of a stage if `config.stage` is set.
 
-    The groups are those of the manifest (or of the fold that is held out), else scans are split by patient. Whole scans
-    come one by one, which is settled here. Raises ConfigError, DataError.
+    The groups are those of the manifest (or of the held-out fold), else scans are split by patient. Whole scans have a
+    batch size of one, which is set here. Raises ConfigError, DataError.
     """
     if config.data.evaluation_batch_size is None:
         config.data.evaluation_batch_size = 1
@@ -89,9 +89,9 @@ def find_groups(config: RunConfig, options: PivotOptions) -> dict[str, list[Mani
 
 
 def settle_spacing(options: PivotOptions, rows: Sequence[ManifestRow]) -> None:
-    """Make the spacing of the scans that of the run, so that scans to come are resampled to it.
+    """Sets the run's spacing to that of the scans, so that new scans are resampled to it.
 
-    Raises DataError when the scans differ from one another, or from what is said already.
+    Raises DataError if the scans differ from one another, or from the configured spacing.
     """
     found = {tuple(round(step, 4) for step in row.spacing): row.series for row in rows}
     if len(found) > 1:
@@ -107,7 +107,7 @@ def settle_spacing(options: PivotOptions, rows: Sequence[ManifestRow]) -> None:
 
 
 def rows_of(path: Path, options: PivotOptions) -> list[ManifestRow]:
-    """The rows of a manifest, of the folder of one, or of a folder of scans, which are prepared now if they are not."""
+    """The rows of a manifest, of a folder with a manifest, or of a folder of scans, which are prepared if needed."""
     if path.is_file() or (path / MANIFEST).is_file():
         return read_manifest(path)
     if not path.is_dir():
@@ -132,7 +132,7 @@ def rows_of(path: Path, options: PivotOptions) -> list[ManifestRow]:
 def _prepared(
     path: Path, out: Path, annotations: Path | None, excluded: Path | None, spacing: tuple[float, float, float]
 ) -> Path:
-    """Prepares the scans of a folder that are not, once in a run; where they are."""
+    """Prepares the scans of a folder that are not prepared yet, once in a run; returns their folder."""
     from medtrain_plugins.nodule.preparation.prepare import ScanPreparation, prepare
 
     log.info("Preparing the scans in %s, kept in %s", path, out)
@@ -143,9 +143,9 @@ def _prepared(
 def split_rows(
     rows: list[ManifestRow], held_out: tuple[float, float], seed: int, options: PivotOptions
 ) -> dict[str, list[ManifestRow]]:
-    """Rows by group: as the manifest says, with the chosen fold held out, or split by patient.
+    """Rows by group: from the manifest, with the chosen fold held out, or split by patient.
 
-    held_out: the shares of validation and test, where nothing says who is in which group.
+    held_out: the fractions of validation and test, for a manifest without groups.
     """
     folds = {row.fold for row in rows if row.fold is not None}
     if options.fold is not None:
@@ -166,14 +166,14 @@ def split_rows(
 
 
 def by_split(rows: Sequence[ManifestRow]) -> dict[str, list[ManifestRow]]:
-    """Rows by the group the manifest puts them in; rows of no group are left out, and told."""
+    """Rows by their group in the manifest; rows without a group are left out with a warning."""
     if left := sum(not row.split for row in rows):
         log.warning("%d scans of the manifest are in no group and are left out", left)
     return {name: [row for row in rows if row.split == name] for name in GROUPS}
 
 
 def refuse_shared(groups: dict[str, list[ManifestRow]]) -> dict[str, list[ManifestRow]]:
-    """The groups; DataError when a series is in two."""
+    """The groups; raises DataError if a series is in two of them."""
     seen: dict[str, str] = {}
     for name, rows in groups.items():
         for row in rows:
@@ -183,7 +183,7 @@ def refuse_shared(groups: dict[str, list[ManifestRow]]) -> dict[str, list[Manife
 
 
 def sampling_of(config: RunConfig, options: PivotOptions) -> Sampling:
-    """How training patches are drawn, in the stage the data are asked for."""
+    """How training patches are drawn in the current stage."""
     chosen = options.sampling
     sampling = Sampling(
         chosen.patch_size,
@@ -224,7 +224,7 @@ def false_marks(options: PivotOptions, rows: Sequence[ManifestRow]) -> Mapping[s
 
 
 def scans_of(rows: Sequence[ManifestRow], options: PivotOptions, collate: Collate | None = None) -> EvaluatedScans:
-    """Whole scans to be evaluated."""
+    """Whole scans for evaluation."""
     return EvaluatedScans(
         rows,
         Intensity(options.window),
@@ -237,13 +237,13 @@ def scans_of(rows: Sequence[ManifestRow], options: PivotOptions, collate: Collat
 
 
 class EvaluatedScans(NoduleScans):
-    """Whole scans. Each sample is a batch of fixed patches for the loss, and under `scan` the scan they are from.
+    """Whole scans. Each sample is a batch of fixed patches for the loss, and under `scan` their scan.
 
-    Of the patches of a grid, `stride` voxels apart, those with nodules come first, then others from all over the scan,
+    The patches come from a grid, `stride` voxels apart: those with nodules first, then others from all over the scan,
     `loss_patches` at most. `scan`: `image` (D, H, W) float32 after `intensity`; `mask` likewise if there is one;
     `affine` (4, 4) float64, z, y, x -> world; `spacing` (3,); `nodules` (N, 6) float64: world x, y, z, diameter in mm
-    (-1 where not known), triage in [0, 1] and texture (NaN where not known); `irrelevant` (M, 6) the same; `centers`
-    (K, 3), `diameters` (K,): the nodules within the scan, in voxels and mm.
+    (-1 where unknown), triage in [0, 1] and texture (NaN where unknown); `irrelevant` (M, 6) the same; `centers` (K,
+    3), `diameters` (K,): the nodules within the scan, in voxels and mm.
     """
 
     def __init__(
@@ -285,7 +285,7 @@ class EvaluatedScans(NoduleScans):
 
 
 class Collate:
-    """Samples -> batch. Patches are stacked and get the targets of the network's heads; a whole scan is one batch."""
+    """Samples -> batch. Patches are stacked, with the targets of the network's heads; a whole scan is one batch."""
 
     def __init__(self, options: PivotOptions) -> None:
         self.output_stride = options.model.output_stride
@@ -319,7 +319,7 @@ class Collate:
 
 
 def choose_starts(starts: Any, centres: Any, size: Sequence[int], count: int) -> Any:
-    """Of the patches of a grid (N, 3), at most `count`: those with nodules first, the others evenly spread."""
+    """At most `count` patches of a grid (N, 3): those with nodules first, the others evenly spread."""
     inside = ((centres[None] >= starts[:, None]) & (centres[None] < starts[:, None] + np.asarray(size))).all(axis=2)
     holds = inside.any(axis=1)
     positive, others = starts[holds], starts[~holds]
@@ -329,7 +329,7 @@ def choose_starts(starts: Any, centres: Any, size: Sequence[int], count: int) ->
 
 
 def describe_nodules(nodules: Sequence[Nodule]) -> Any:
-    """(N, 6) float64: world x, y, z, diameter (-1 where not known), triage and texture (NaN where not known)."""
+    """(N, 6) float64: world x, y, z, diameter (-1 where unknown), triage and texture (NaN where unknown)."""
     table = [
         (*one.world, one.diameter_mm or -1.0, triage_target(one), np.nan if one.texture is None else one.texture)
         for one in nodules
@@ -346,7 +346,7 @@ def demo_manifest(options: PivotOptions) -> Path:
         )
     from medtrain_plugins.nodule.synthetic import phantom, synth
 
-    # Another generator makes other scans: its source is part of the name.
+    # A changed generator makes other scans, so its source code is part of the name.
     made_by = hashlib.sha256(Path(synth.__file__).read_bytes() + Path(phantom.__file__).read_bytes()).hexdigest()[:8]
     folder = cache_dir() / f"pivot-demo-{options.demo_scans}-{options.demo_seed}-{made_by}"
     if not (folder / MANIFEST).is_file():
@@ -362,7 +362,7 @@ def describe(
     config: RunConfig,
     options: PivotOptions,
 ) -> dict[str, Any]:
-    """What the run directory keeps of the data."""
+    """The description of the data in the run directory."""
     told: dict[str, Any] = {
         "source": str(config.data.table or options.train_data or f"{options.demo_scans} synthetic scans"),
         "scans": {name: len(rows) for name, rows in groups.items()},

@@ -1,7 +1,7 @@
 """Patches of a scan: where they start, the grid that covers a scan, and how to cut them.
 
-Coordinates are z, y, x voxels of the prepared scan; voxel i is centred at i. A patch is known by its first voxel, which
-may lie outside of the scan, as may its last: what is not there is air.
+Coordinates are z, y, x voxels of the prepared scan; voxel i is centred at i. A patch is identified by its first voxel.
+It may reach beyond the scan, where its voxels are air.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Ints = NDArray[np.int64]
 
 
 def patch_start(centre: ArrayLike, size: ArrayLike) -> Ints:
-    """The first voxel of the patch around a centre; halves go to the even neighbour. (3,), (3,) -> (3,)."""
+    """The first voxel of the patch around a centre; halves round to even. (3,), (3,) -> (3,)."""
     return np.rint(np.asarray(centre, dtype=np.float64)).astype(np.int64) - np.asarray(size, dtype=np.int64) // 2
 
 
 def cut(volume: Array, start: ArrayLike, size: Sequence[int], outside: float = AIR) -> Array:
-    """The voxels from `start` on, of `size`, in the volume's dtype; `outside` where there is no volume.
+    """The patch of `size` voxels from `start`, in the volume's dtype; `outside` beyond the volume.
 
-    A view of the volume where all of it is inside.
+    A view of the volume if the whole patch is inside.
     """
     first = np.asarray(start, dtype=np.int64)
     low = np.maximum(first, 0)
@@ -45,9 +45,9 @@ def cut(volume: Array, start: ArrayLike, size: Sequence[int], outside: float = A
 
 
 def grid_starts(shape: Sequence[int], size: Sequence[int], stride: Sequence[int]) -> Ints:
-    """First voxels (N, 3) of patches that cover a scan, `stride` apart; the last of each axis ends with the scan.
+    """First voxels (N, 3) of patches that cover a scan, `stride` apart; the last along an axis ends with the scan.
 
-    An axis shorter than the patch gets one patch, which begins with it. Raises ConfigError for a stride that is not
+    An axis shorter than the patch gets one patch, which starts with it. Raises ConfigError for a stride that is not
     positive, or that leaves gaps between the patches.
     """
     if any(step < 1 or step > length for step, length in zip(stride, size, strict=True)):

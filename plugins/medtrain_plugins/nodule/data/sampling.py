@@ -1,4 +1,4 @@
-"""Where training patches are cut out of a scan: the findings to aim at and to avoid, and the random draw of a place.
+"""Where training patches are cut out of a scan: the findings to include or avoid, and the random draw of a position.
 
 Coordinates are as in `patches`.
 """
@@ -18,8 +18,8 @@ from medtrain_plugins.nodule.data.augmentation import SampledTransform
 from medtrain_plugins.nodule.data.patches import patch_start
 from medtrain_plugins.nodule.scans.manifest import ManifestRow, Nodule
 
-TRIES = 64  # draws of a negative patch until one holds no nodule
-LEAST_REACH_MM = 1.5  # radius of findings of unknown size
+TRIES = 64  # draws of a negative patch to find one without a nodule
+LEAST_REACH_MM = 1.5  # smallest radius, also of findings of unknown size
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -29,11 +29,11 @@ Ints = NDArray[np.int64]
 class Sampling:
     """How patches are drawn.
 
-    patch_size: z, y, x voxels. positive_fraction: share of patches that are placed by a nodule. jitter: how far that
-    nodule may be from the middle of its patch, along each axis, in half patches. hard_negative_fraction: share of the
-    other patches that are placed by a false mark of an earlier run, in scans that have some. nodules_in_negatives:
-    whether the other patches may hold a nodule (which is labelled) by chance. min_diameter, max_diameter: mm; nodules
-    outside are not aimed at and are ignored by the loss, those of unknown size too unless every size is wanted.
+    patch_size: z, y, x voxels. positive_fraction: share of patches placed at a nodule. jitter: largest distance of that
+    nodule from the middle of its patch, along each axis, in half patches. hard_negative_fraction: share of the other
+    patches placed at a false mark of an earlier run, in scans that have some. nodules_in_negatives: whether the other
+    patches may contain a nodule by chance (it is then labelled). min_diameter, max_diameter: mm; other nodules are
+    ignored by the loss and get no patches, also nodules of unknown size if a limit is set.
     """
 
     patch_size: tuple[int, int, int] = (96, 96, 96)
@@ -56,7 +56,7 @@ class Sampling:
             )
 
     def wants(self, nodule: Nodule) -> bool:
-        """Whether a nodule is one to learn."""
+        """Whether a nodule is a training target."""
         if self.min_diameter == 0 and self.max_diameter is None:
             return True
         if nodule.diameter_mm is None:
@@ -70,10 +70,10 @@ class Sampling:
 class ScanPoints:
     """The findings of a scan.
 
-    centres: (N, 3) nodules to learn, diameters: (N,) mm, triage: (N,) in [0, 1], both NaN where unknown; labels: (N,)
-    their values in the mask, 0 for none. ignored: (M, 3) what is neither nodule nor background (nodules of other sizes,
-    irrelevant findings), with ignored_diameters and ignored_labels; the first `filtered` of them are nodules.
-    false_marks: (H, 3). box: first and last + 1 voxel of the lungs, or of the scan, (2, 3).
+    centres: (N, 3) target nodules, diameters: (N,) mm, triage: (N,) in [0, 1], both NaN where unknown; labels: (N,)
+    their values in the mask, 0 for none. ignored: (M, 3) findings that are neither target nor background (nodules of
+    other sizes, irrelevant findings), with ignored_diameters and ignored_labels; the first `filtered` of them are
+    nodules. false_marks: (H, 3). box: first and last + 1 voxel of the lungs, or of the scan, (2, 3).
     """
 
     shape: tuple[int, int, int]
@@ -91,7 +91,7 @@ class ScanPoints:
 
     @classmethod
     def of(cls, row: ManifestRow, sampling: Sampling, false_marks: ArrayLike = ()) -> ScanPoints:
-        """Of a prepared scan. false_marks: (H, 3) voxels, such as `find_false_marks` gives."""
+        """The findings of a prepared scan. false_marks: (H, 3) voxels, as from `find_false_marks`."""
         learned = [nodule for nodule in row.nodules if sampling.wants(nodule)]
         filtered = [nodule for nodule in row.nodules if not sampling.wants(nodule)]
         ignored = [*filtered, *row.irrelevant]
@@ -111,7 +111,7 @@ class ScanPoints:
         )
 
     def nodules_near(self, start: Ints, size: Sequence[int], transform: SampledTransform | None = None) -> bool:
-        """Whether a patch holds any part of a nodule, of whatever size."""
+        """Whether a patch contains any part of a nodule of any size."""
         points = np.concatenate([self.centres, self.ignored[: self.filtered]])
         sizes = np.concatenate([self.diameters, self.ignored_diameters[: self.filtered]])
         if transform is not None and len(points):
@@ -122,7 +122,7 @@ class ScanPoints:
 def overlaps(
     centres: Floats, diameters: Floats, spacing: Floats, start: Ints, size: Sequence[int]
 ) -> NDArray[np.bool_]:
-    """Which findings (N, 3), (N,) mm reach into a patch, each taken as the box around its sphere: (N,) bool."""
+    """Which findings (N, 3), (N,) mm reach into a patch, each as the box around its sphere: (N,) bool."""
     reach = np.where(diameters > 0, diameters / 2, LEAST_REACH_MM)[:, None] / spacing
     inside: NDArray[np.bool_] = np.all(
         (centres + reach >= start - 0.5) & (centres - reach <= start + np.asarray(size) - 0.5), axis=1
@@ -137,12 +137,12 @@ def draw_start(
     generator: np.random.Generator,
     transform: SampledTransform | None = None,
 ) -> Ints:
-    """The first voxel of a patch drawn at random, within the scan as far as that is large enough.
+    """The first voxel of a random patch, inside the scan if that is large enough.
 
-    positive_chance: probability of a patch placed by a nodule, in a scan with nodules to learn. Other patches hold no
-    nodule, unless `nodules_in_negatives` is set, or `TRIES` draws find no place without one (as in a scan hardly larger
-    than a patch): then the nodule is in the patch, and labelled. transform: what will be done to the patch; nodules
-    count as inside or outside after it.
+    positive_chance: probability of a patch placed at a nodule, in a scan with target nodules. Other patches contain no
+    nodule, unless `nodules_in_negatives` is set, or `TRIES` draws find no position without one (for example in a scan
+    hardly larger than a patch): then the nodule is labelled. transform: the transform of the patch; nodules count as
+    inside or outside after it.
     """
     size = np.array(sampling.patch_size)
     if len(points.centres) and generator.random() < positive_chance:
@@ -162,10 +162,11 @@ def draw_start(
 
 
 def positive_chances(scans: Sequence[ScanPoints], sampling: Sampling) -> tuple[float, float]:
-    """The chance of a positive patch in scans with nodules, and the share of positive patches that it comes to.
+    """The probability of a positive patch in scans with nodules, and the resulting share of positive patches.
 
-    Scans without nodules have none to give, so the others give more: all together the share is `positive_fraction`,
-    or that of the scans with nodules if this is less. All scans give equally many patches.
+    Scans without nodules give no positive patches, so the others give more. The share over all scans is
+    `positive_fraction`, or the share of scans with nodules if that is smaller. All scans give the same number of
+    patches.
     """
     able = sum(len(scan.centres) > 0 for scan in scans)
     if not able:
@@ -179,8 +180,8 @@ def find_false_marks(
 ) -> dict[str, Floats]:
     """The marks of an earlier run that hit no nodule and no irrelevant finding: series -> (H, 3) voxels, z, y, x.
 
-    marks: candidates with world coordinates (`read_findings(path, "candidates")`); of scores below `least_score` none
-    is taken. Marks outside of their scan are left out, scans without false marks are not in the answer.
+    marks: candidates with world coordinates (`read_findings(path, "candidates")`); those with scores below
+    `least_score` are left out, and so are marks outside their scan. Scans without false marks are not in the result.
     """
     found: dict[str, Floats] = {}
     by_series: dict[str, list[int]] = {}
@@ -203,7 +204,7 @@ def find_false_marks(
 
 
 def ignore_mask(shape: Sequence[int], centres: Floats, diameters: Floats, spacing: Floats) -> NDArray[np.bool_]:
-    """Voxels inside of findings, taken as spheres: (M, 3) voxels and (M,) mm -> bool of `shape`."""
+    """The voxels inside findings, as spheres: (M, 3) voxels and (M,) mm -> bool of `shape`."""
     mask = np.zeros(tuple(shape), dtype=np.bool_)
     for centre, diameter in zip(centres, diameters, strict=True):
         radius = diameter / 2 if diameter > 0 else LEAST_REACH_MM
@@ -219,7 +220,7 @@ def ignore_mask(shape: Sequence[int], centres: Floats, diameters: Floats, spacin
 
 
 def triage_target(nodule: Nodule) -> float:
-    """What the network is to learn of a nodule's triage score, in [0, 1]; NaN where nobody rated it."""
+    """The target of a nodule's triage score, in [0, 1]; NaN without ratings."""
     if nodule.score is not None:
         return (nodule.score - LOWEST) / (HIGHEST - LOWEST)
     if nodule.malignancy is None:
@@ -235,9 +236,9 @@ def _beside(
     generator: np.random.Generator,
     transform: SampledTransform | None,
 ) -> Ints:
-    """A patch with a point in it, off its middle."""
+    """A patch that contains a point at a random offset from its middle."""
     size = np.array(sampling.patch_size)
-    # One voxel short of the border, whichever way it is rounded.
+    # One voxel before the border, so that rounding keeps the point inside.
     farthest = sampling.jitter * np.maximum(size / 2 - 1, 0)
     offset = generator.uniform(-farthest, farthest)
     if transform is not None:
@@ -253,7 +254,7 @@ def _beside(
 
 
 def _inside(start: Ints, size: Ints, shape: Sequence[int], generator: np.random.Generator) -> Ints:
-    """The patch moved into the scan; along axes where it is larger, to anywhere around it."""
+    """The patch moved into the scan; along axes where the patch is larger, to a random position around the scan."""
     room = np.asarray(shape) - size
     around = generator.integers(np.minimum(room, 0), 1)
     return np.where(room >= 0, np.clip(start, 0, np.maximum(room, 0)), around)

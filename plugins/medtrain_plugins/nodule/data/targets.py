@@ -1,8 +1,8 @@
-"""What the network is to say about a patch, made after cropping from the centres and diameters in it.
+"""Training targets of a patch, made after cropping, from the centres and diameters in it.
 
-Targets live on the network's output grid. With output stride s, output voxel i stands for the input voxels s * i to
-s * i + s - 1, and its centre is at s * i + (s - 1) / 2 (`to_output`, `to_input`). NaN marks what nothing is known
-about: losses leave those entries out.
+Targets live on the network's output grid. With output stride s, output voxel i stands for the input voxels s * i to s *
+i + s - 1, and its centre is at s * i + (s - 1) / 2 (`to_output`, `to_input`). NaN means unknown: losses leave those
+entries out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-TRUNCATE = 3.0  # standard deviations, from where on a Gaussian is zero
+TRUNCATE = 3.0  # standard deviations; beyond, a Gaussian is zero
 BELOW_ONE = np.nextafter(np.float32(1), np.float32(0))
 SIGMA_OF_DIAMETER = 1 / 6
 SIGMA_LIMITS = (1.0, 4.0)  # mm
@@ -25,12 +25,12 @@ Floats = NDArray[np.float64]
 
 
 def to_output(zyx: ArrayLike, stride: int) -> Floats:
-    """Voxel coordinates of the input on the output grid."""
+    """Input voxel coordinates -> output grid."""
     return (np.asarray(zyx, dtype=np.float64) - (stride - 1) / 2) / stride
 
 
 def to_input(zyx: ArrayLike, stride: int) -> Floats:
-    """Voxel coordinates of the output grid in the input."""
+    """Output voxel coordinates -> input grid."""
     return np.asarray(zyx, dtype=np.float64) * stride + (stride - 1) / 2
 
 
@@ -53,12 +53,12 @@ def make_heatmap(
     mode: Literal["max", "sum"] = "max",
     peak_at_one: bool = True,
 ) -> NDArray[np.float32]:
-    """A Gaussian around every centre, cut off at three standard deviations: float32 of `shape`.
+    """A Gaussian around every centre, zero beyond three standard deviations: float32 of `shape`.
 
-    centres: (N, 3) zyx voxels, fractional, possibly outside. spacing: zyx mm. sigma_mm: one for all or one each.
-    mode: where Gaussians meet, the larger value or the sum. peak_at_one: each is divided by its value at the voxel
-    nearest to its centre, which becomes exactly 1; a centre outside keeps the height of its tail. The map as a whole is
-    never rescaled.
+    centres: (N, 3) zyx voxels, fractional, possibly outside. spacing: zyx mm. sigma_mm: one for all or one each. mode:
+    where Gaussians overlap, the larger value or the sum. peak_at_one: each Gaussian is divided by its value at the
+    voxel nearest to its centre, which becomes exactly 1; if the centre is outside, it keeps its height. The whole map
+    is never rescaled.
     """
     points = np.asarray(centres, dtype=np.float64).reshape(-1, 3)
     millimetres = np.broadcast_to(np.asarray(spacing, dtype=np.float64), 3)
@@ -85,7 +85,7 @@ def make_heatmap(
             lines.append(line)
         peak = (lines[0][:, None, None] * lines[1][:, None] * lines[2]).astype(np.float32)
         if peak_at_one and _is_inside(centre, heatmap.shape):
-            # A centre half-way between voxels has several nearest ones, and only one peak.
+            # A centre half-way between voxels has several nearest voxels, but only one peak.
             np.minimum(peak, BELOW_ONE, out=peak)
             peak[tuple(nearest_voxel(centre) - low)] = 1
         box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
@@ -108,15 +108,15 @@ def make_targets(
 ) -> dict[str, Tensor]:
     """The dense targets of one patch, float32 on the output grid (d, h, w).
 
-    shape: of the input patch. centres: (N, 3) zyx voxels of it, fractional; those outside leave the tail of their peak.
-    diameters: (N,) or (N, 3) zyx mm, NaN or not positive where unknown. triage: (N,) or (N, K) in [0, 1], NaN where
-    unknown. spacing: zyx mm of the input. stride: of the output. sigma_mm: of all peaks; None: by diameter.
-    ignore, ignore_diameters: (M, 3), (M,) findings that are neither nodule nor background: nothing is learnt there.
+    shape: of the input patch. centres: (N, 3) zyx voxels of it, fractional; those outside contribute the tail of their
+    peak. diameters: (N,) or (N, 3) zyx mm, NaN or not positive where unknown. triage: (N,) or (N, K) in [0, 1], NaN
+    where unknown. spacing: zyx mm of the input. stride: of the output. sigma_mm: of all peaks; None: by diameter.
+    ignore, ignore_diameters: (M, 3), (M,) findings that are neither nodule nor background: the loss ignores them.
 
-    heatmap (1, d, h, w): 1 exactly at the voxel nearest to each centre; NaN inside ignored findings.
-    offset (3, ...): from that voxel to the centre in output voxels, log_diameter (diameter_channels, ...): ln mm,
-    triage (K, ...): these three hold at the voxels within 1 of it (3 x 3 x 3) and are NaN elsewhere. Where two nodules
-    are that close, each voxel belongs to the nearer one.
+    heatmap (1, d, h, w): 1 exactly at the voxel nearest to each centre; NaN inside ignored findings. offset (3, ...):
+    from that voxel to the centre in output voxels, log_diameter (diameter_channels, ...): ln mm, triage (K, ...): these
+    three hold at the voxels within 1 of it (3 x 3 x 3) and are NaN elsewhere. Where these voxels of two nodules
+    overlap, each voxel belongs to the nearer nodule.
     """
     grid = output_shape(shape, stride)
     millimetres = np.broadcast_to(np.asarray(spacing, dtype=np.float64), 3) * stride
@@ -141,7 +141,7 @@ def make_targets(
         if not _is_inside(centre, grid):
             continue
         peak = nearest_voxel(centre)
-        # A labelled centre is never ignored, and never lost in a neighbour's peak.
+        # A labelled centre is never ignored, and never hidden by a neighbour's peak.
         heatmap[tuple(peak)] = 1
         box = tuple(slice(max(at - 1, 0), min(at + 2, size)) for at, size in zip(peak, grid, strict=True))
         near = np.array(np.mgrid[box]) - centre[:, None, None, None]
@@ -155,7 +155,7 @@ def make_targets(
 
 
 def nearest_voxel(point: Floats) -> NDArray[np.int64]:
-    """The voxel a point lies in; half-way points belong to the higher one."""
+    """The voxel that contains a point; half-way points belong to the higher voxel."""
     return np.floor(point + 0.5).astype(np.int64)
 
 
@@ -171,7 +171,7 @@ def _ignore(
     millimetres: Floats,
     stride: int,
 ) -> None:
-    """NaN at the voxels whose centres lie inside the given spheres; at least at the one each is centred in."""
+    """Sets NaN at the voxels whose centres lie inside the spheres, and at the voxel of each centre."""
     points = to_output(np.asarray([] if centres is None else centres, dtype=np.float64).reshape(-1, 3), stride)
     sizes = _columns([] if diameters is None else diameters, len(points), 1)[:, 0]
     for centre, diameter in zip(points, sizes, strict=True):
@@ -188,7 +188,7 @@ def _ignore(
 
 
 def _columns(values: ArrayLike, count: int, columns: int | None) -> Floats:
-    """(N,) or (N, c) as (N, columns), a single column repeated."""
+    """(N,) or (N, c) as (N, columns); a single column is repeated."""
     table = np.asarray(values, dtype=np.float64)
     table = table.reshape(count, -1) if count else np.zeros((0, columns or 1))
     return np.repeat(table, columns, axis=1) if columns and table.shape[1] == 1 else table

@@ -1,1 +1,1 @@
-"""What the detections of lung nodules are worth: FROC curves, centres, sizes, masks, malignancy, calibration."""
+"""How good detections are: matching, FROC curves, accuracy, malignancy, reports, and comparisons of runs."""

@@ -15,7 +15,7 @@ SMOOTH = 1e-6  # of Dice and IoU
 
 
 def distance_metrics(matched: Array) -> dict[str, float]:
-    """Mean, median, 95th percentile and largest of distances (N,) in mm; NaN of none."""
+    """Mean, median, 95th percentile and maximum of distances (N,) in mm; NaN without any."""
     if not len(matched):
         return dict.fromkeys(("mean_distance", "median_distance", "p95_distance", "max_distance"), math.nan)
     return {
@@ -38,8 +38,8 @@ def relative_errors(predicted: npt.ArrayLike, truth: npt.ArrayLike) -> Array:
 
 def size_metrics(predicted: npt.ArrayLike, truth: npt.ArrayLike) -> dict[str, float]:
     """Errors of diameters (N,) in mm against true ones: `mae`, `rmse`, `mean`, `median`, `std` (population),
-    `mean_relative` and `median_relative` (of absolute values; infinite where a truth is 0), and their `count`. NaN of
-    none.
+    `mean_relative` and `median_relative` (of absolute values; infinite where a truth is 0), and their `count`. NaN
+    without any.
     """
     relative = np.abs(relative_errors(predicted, truth))
     errors = np.asarray(predicted, dtype=np.float64) - np.asarray(truth, dtype=np.float64)
@@ -78,7 +78,7 @@ def mask_score(prediction: Array, truth: Array, smooth: float = SMOOTH) -> MaskS
 
 
 def mask_metrics(scores: Mapping[str, MaskScore]) -> dict[str, Any]:
-    """Mean and population standard deviation over cases, and the cases."""
+    """Mean and population standard deviation over cases, and the value of each case."""
     values = np.array([tuple(score) for score in scores.values()], dtype=np.float64).reshape(-1, 2)
     summary: dict[str, Any] = {"cases": len(values)}
     for column, name in enumerate(MaskScore._fields):

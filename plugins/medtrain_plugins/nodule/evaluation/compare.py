@@ -1,4 +1,4 @@
-"""Finished runs of `pivot` side by side: the scans they share, and the same resamples of them."""
+"""Comparison of finished runs of `pivot`: on the scans they share, with the same bootstrap resamples."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def compare_detections(
 ) -> Comparison:
     """The values `names` of several runs on the scans that all of them searched, and their differences.
 
-    CPM and sensitivities have limits, by a bootstrap of scans whose resamples are the same for every run. Raises
-    DataError when there is no such scan, or when the scans' nodules differ.
+    CPM and sensitivities have limits from a bootstrap of scans, with the same resamples for every run. Raises DataError
+    if the runs share no scan, or if the scans' nodules differ.
     """
     shared = _shared(tables)
     values: dict[str, dict[str, float]] = {}
@@ -43,7 +43,7 @@ def compare_detections(
 
 
 def _shared(tables: Mapping[str, Rows]) -> dict[str, Rows]:
-    """The rows of the scans that are in every table, scan by scan in one order."""
+    """The rows of the scans that are in every table, in one order of scans."""
     scans = [set(rows["series"][rows["kind"] == "scan"].tolist()) for rows in tables.values()]
     series = sorted(set.intersection(*scans))
     if not series:

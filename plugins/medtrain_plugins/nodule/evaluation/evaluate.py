@@ -1,4 +1,4 @@
-"""`evaluate_detections`: everything there is to say about detections against annotations, from tables in memory."""
+"""`evaluate_detections`: the whole evaluation of detections against annotations, from tables in memory."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ DIAMETER_STRATA = ("below 3 mm", "3 to 5 mm", "5 to 10 mm", "10 to 20 mm", "abov
 class EvaluationSettings:
     """How detections are evaluated.
 
-    protocol: see `matching`. max_distance: mm, of the fixed radius. max_marks: most candidates per scan. replicates,
-    seed, confidence: of the bootstrap of scans (0 replicates: no intervals). malignant_from: annotated malignancy from
-    which a nodule is malignant; not needed when annotations are 0 or 1. Raises ConfigError.
+    protocol: see `matching`. max_distance: mm, of the fixed radius. max_marks: largest number of candidates per scan.
+    replicates, seed, confidence: of the bootstrap of scans (0 replicates: no intervals). malignant_from: annotated
+    malignancy from which a nodule is malignant; not needed when annotations are 0 or 1. Raises ConfigError.
     """
 
     protocol: Protocol = "luna16"
@@ -91,7 +91,7 @@ class NoduleEvaluation:
         return by_rate(self.sensitivities)
 
     def metrics(self) -> dict[str, float]:
-        """The values a run is judged by: `cpm` first."""
+        """The metrics of a run: `cpm` first."""
         return {
             "cpm": self.cpm,
             **{f"sensitivity_at_{rate}": value for rate, value in self.sensitivity.items()},
@@ -157,9 +157,9 @@ def evaluate_detections(
 ) -> NoduleEvaluation:
     """Evaluates candidates against annotated nodules.
 
-    excluded: irrelevant findings (LUNA16 protocol only). series: the scans, those without nodules or candidates too;
-    default: all that any table names. subsets: scan -> its subset or fold, for strata. masks: scan (or nodule) ->
-    overlap of its segmentation. Raises DataError when there is no scan, or candidates have no scores.
+    excluded: irrelevant findings (LUNA16 protocol only). series: the scans, also those without nodules or candidates;
+    default: all scans in the tables. subsets: scan -> its subset or fold, for strata. masks: scan (or nodule) ->
+    overlap of its segmentation. Raises DataError if there is no scan, or if candidates have no scores.
     """
     settings = settings or EvaluationSettings()
     if candidates.score is None:
@@ -257,7 +257,7 @@ def _intervals(marks: Marks, settings: EvaluationSettings) -> dict[str, tuple[fl
 
 
 def _average_precision(annotations: Findings, candidates: Findings, matching: Matching, marks: Marks) -> dict[str, Any]:
-    """Of the protocol's hits; of boxes, by overlap and their mean, when candidates tell diameters."""
+    """For the protocol's hits, and for boxes by overlap and on average if candidates have diameters."""
     values: dict[str, Any] = {"protocol": protocol_precision(marks), "iou": None, "iou_mean": math.nan}
     if len(candidates) and np.isfinite(candidates.diameter).any():
         boxes = box_precision(annotations, candidates, matching)
@@ -267,7 +267,7 @@ def _average_precision(annotations: Findings, candidates: Findings, matching: Ma
 
 
 def _operating_points(curve: Curve, counts: Mapping[str, int]) -> list[dict[str, float]]:
-    """Real thresholds: per rate the lowest one with at most so many false positives per scan."""
+    """For each rate, the lowest threshold with at most that many false positives per scan."""
     rows = []
     for rate in RATES:
         point = curve.operating_point(rate)
@@ -296,8 +296,8 @@ def _strata(
 ) -> dict[str, list[dict[str, Any]]]:
     """Rows by diameter, texture and subset.
 
-    By diameter and texture the nodules of a stratum stand against the false positives of all scans, and other nodules
-    count neither way; a subset is evaluated on its own.
+    By diameter and texture, the nodules of a stratum are evaluated with the false positives of all scans, and other
+    nodules are ignored. A subset is evaluated on its own.
     """
     strata: dict[str, list[dict[str, Any]]] = {}
     kinds = {"diameter": diameter_strata(annotations.diameter[matching.nodules])}
@@ -318,7 +318,7 @@ def _strata(
 
 
 def diameter_strata(diameter: Array) -> Array:
-    """The stratum of each diameter in mm: up to and without 3, 5, 10, then up to 20, above."""
+    """The stratum of each diameter in mm: below 3, 5, 10, up to 20, above 20."""
     index = np.digitize(diameter, (3.0, 5.0, 10.0)) + (diameter > 20.0)
     names = np.array(DIAMETER_STRATA, dtype=object)[np.where(diameter < 0, len(DIAMETER_STRATA) - 1, index)]
     found: Array = names
@@ -344,7 +344,7 @@ def _triage(
     settings: EvaluationSettings,
     notes: list[str],
 ) -> dict[str, Any] | None:
-    """Malignancy of found nodules, where both sides tell it; None where one table does not."""
+    """Malignancy of found nodules, if both tables have it; else None."""
     if annotations.malignancy is None or candidates.malignancy is None:
         return None
     truth, predicted = annotations.malignancy[pairs[0]], candidates.malignancy[pairs[1]]

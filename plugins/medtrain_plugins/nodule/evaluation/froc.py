@@ -1,8 +1,8 @@
-"""FROC curves: the share of nodules found against the false positives per scan, and the mean of it at seven rates.
+"""FROC curves: sensitivity against false positives per scan, and its mean at seven rates.
 
-Two conventions. `luna16` is that of the challenge's own evaluator, in its very arithmetic: the curve starts at (0, 0),
-sensitivities between its points are interpolated linearly, at a vertical step the upper value holds, and beyond the
-last point the last one. `fixed_radius` takes the lower value at a vertical step.
+Two conventions. `luna16` is that of the challenge's own evaluator, with exactly its arithmetic: the curve starts at (0,
+0), sensitivities between its points are interpolated linearly, a vertical step has the upper value, and beyond the last
+point the last value holds. `fixed_radius` takes the lower value at a vertical step.
 
 Confidence intervals come from a bootstrap of scans.
 """
@@ -29,7 +29,7 @@ RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 @dataclass(frozen=True)
 class Marks:
-    """What a curve is made of: the M true and false positives of S scans, most suspicious first.
+    """The M true and false positives of S scans, most suspicious first.
 
     score, scan, true: (M,). ends: (K,) the last mark of each distinct score. nodules: (S,) nodules of each scan.
     """
@@ -42,7 +42,7 @@ class Marks:
 
     @classmethod
     def of(cls, matching: Matching, candidates: Findings, which: Array | None = None) -> Marks:
-        """The marks of a matching; which: (G,) bool, the nodules that count (the others neither way)."""
+        """The marks of a matching; which: (G,) bool, the nodules that count (others are ignored)."""
         assert candidates.score is not None
         wanted = np.ones(len(matching.nodules), dtype=np.bool_) if which is None else which
         found = matching.found & wanted
@@ -82,7 +82,7 @@ class Curve:
         return interpolate(self.false_per_scan, self.sensitivity, rates, self.convention)
 
     def corners(self) -> Array:
-        """Indices of the points at which the curve turns: they alone draw it."""
+        """Indices of the points at which the curve turns, which are enough to draw it."""
         if len(self.thresholds) < 3:
             return np.arange(len(self.thresholds))
         turns = np.diff(self.true_positives, 2).astype(bool) | np.diff(self.false_positives, 2).astype(bool)
@@ -106,9 +106,9 @@ def froc(marks: Marks, convention: Convention = "luna16") -> Curve:
 def resampled_sensitivities(
     marks: Marks, weights: Array, rates: Sequence[float] = RATES, convention: Convention = "luna16"
 ) -> Array:
-    """Sensitivities at `rates` when scan s is there `weights[s]` times, (R,); the number of scans stays.
+    """Sensitivities (R,) at `rates` if scan s occurs `weights[s]` times; the number of scans stays.
 
-    Looks no further down the marks than the largest rate needs.
+    Uses only as many marks as the largest rate needs.
     """
     scans, nodules = len(marks.nodules), float(weights @ marks.nodules)
     if not len(marks.ends):
@@ -132,7 +132,7 @@ def resampled_sensitivities(
 
 
 def interpolate(x: Array, y: Array, rates: Sequence[float], convention: Convention = "luna16") -> Array:
-    """Sensitivities at `rates` of a curve of points with rising x; it is taken to start at (0, 0)."""
+    """Sensitivities at `rates` of a curve with rising x; the curve starts at (0, 0)."""
     if not len(x) or x[0] > 0:
         x, y = np.insert(np.asarray(x, dtype=np.float64), 0, 0.0), np.insert(np.asarray(y, dtype=np.float64), 0, 0.0)
     values = np.interp(rates, x, y)
@@ -147,7 +147,7 @@ def interpolate(x: Array, y: Array, rates: Sequence[float], convention: Conventi
 
 
 def mean_sensitivity(values: Array, rates: Sequence[float] = RATES, within: tuple[float, float] | None = None) -> float:
-    """The mean of sensitivities at rates (at the seven of LUNA16: the CPM), of those rates that lie `within`."""
+    """The mean of sensitivities at rates (the CPM at the seven of LUNA16), over the rates that lie `within`."""
     low, high = within or (-np.inf, np.inf)
     return float(np.mean([value for value, rate in zip(values, rates, strict=True) if low <= rate <= high]))
 
@@ -174,9 +174,9 @@ def bootstrap_sensitivities(
 
 
 def interval(values: Array, confidence: float = 0.95) -> tuple[float, float]:
-    """The limits of the values (B,) at a level of confidence, by the order statistics the challenge takes.
+    """The limits of the values (B,) at a level of confidence, by the order statistics of the challenge.
 
-    Undefined values (resamples without a nodule) are left out; NaN when there is none left.
+    Undefined values (resamples without a nodule) are left out; NaN if none is left.
     """
     ordered = np.sort(values[~np.isnan(values)])
     if not len(ordered):
@@ -189,11 +189,11 @@ def interval(values: Array, confidence: float = 0.95) -> tuple[float, float]:
 def _rates(
     true: Array, false: Array, totals: tuple[float, float], scans: int, nodules: float, convention: Convention
 ) -> tuple[Array, Array]:
-    """False positives per scan and sensitivities of cumulated counts.
+    """False positives per scan and sensitivities of cumulative counts.
 
-    The challenge's evaluator takes the curve from a ROC curve: counts over their total, times the total, over scans.
-    The rounding of it is kept, since it decides on which side of a vertical step a rate such as 111 false positives
-    in 888 scans (0.125) comes to lie.
+    The challenge's evaluator computes the curve from a ROC curve: counts over their total, times the total, over scans.
+    Its rounding is kept, since it decides on which side of a vertical step a rate lies, such as 111 false positives in
+    888 scans (0.125).
     """
     if convention == "luna16":
         x = false / totals[1] * totals[1] / scans if totals[1] else false / scans

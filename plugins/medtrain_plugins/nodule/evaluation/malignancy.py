@@ -13,8 +13,9 @@ Array = npt.NDArray[Any]
 
 
 def correlations(x: npt.ArrayLike, y: npt.ArrayLike) -> dict[str, float]:
-    """`pearson`, `pearson_p`, `spearman`, `spearman_p` (two-sided) of values (N,); NaN below 3 pairs or where one side
-    is constant."""
+    """`pearson`, `pearson_p`, `spearman`, `spearman_p` (two-sided) of values (N,); NaN for fewer than 3 pairs, or if
+    one side is constant.
+    """
     from scipy import stats
 
     x, y = (np.asarray(values, dtype=np.float64) for values in (x, y))

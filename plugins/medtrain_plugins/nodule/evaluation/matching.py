@@ -1,6 +1,6 @@
 """Which candidate found which nodule: the rules of LUNA16, and one fixed radius for all nodules.
 
-Both stay within a scan. Distances are Euclidean, in mm, between a candidate and the centre of a finding.
+Both match within a scan. Distances are Euclidean, in mm, between a candidate and the centre of a finding.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from medtrain_plugins.nodule.annotations.tables import Findings
 
 Array = npt.NDArray[Any]
 
-UNMEASURED_RADIUS = 5.0  # mm, of findings whose diameter is negative
+UNMEASURED_RADIUS = 5.0  # radius in mm of findings with a negative diameter
 PAIRS_AT_ONCE = 1_000_000
 
 
 class Outcome(IntEnum):
-    """What became of a candidate."""
+    """The outcome of a candidate."""
 
     FALSE_POSITIVE = 0
     TRUE_POSITIVE = 1
-    DUPLICATE = 2  # hits a nodule that a more suspicious candidate has found
+    DUPLICATE = 2  # hits a nodule that a more suspicious candidate found
     IGNORED = 3  # hits an irrelevant finding and no nodule
     CAPPED = 4  # not among the most suspicious ones of its scan
     UNKNOWN_SERIES = 5  # in a scan that is not evaluated
@@ -38,8 +38,8 @@ class Matching:
 
     scans: the S scans evaluated. nodules: (G,) indices of the annotations in them; nodule_scan: (G,) 0..S-1; hit: (G,)
     the candidate that found each, or -1. candidate_scan: (C,) 0..S-1, or -1; outcome: (C,) values of `Outcome`.
-    duplicates: hits beyond the first of each nodule, summed over nodules (a candidate within two nodules may be the
-    first of one and a further one of the other).
+    duplicates: hits after the first of each nodule, summed over nodules (a candidate within two nodules may be the
+    first hit of one and a later hit of the other).
     """
 
     scans: tuple[str, ...]
@@ -60,7 +60,7 @@ class Matching:
         return int((self.outcome == outcome).sum())
 
     def restricted(self, wanted: Array) -> Matching:
-        """The matching of some scans, (S,) bool, as if there were no others; duplicates are not counted."""
+        """The matching of a part of the scans, (S,) bool, as if there were no others; duplicates are not counted."""
         nodules = wanted[self.nodule_scan]
         renumbered = np.cumsum(wanted) - 1
         elsewhere = (self.candidate_scan < 0) | ~wanted[self.candidate_scan]
@@ -84,11 +84,10 @@ def match_luna16(
 ) -> Matching:
     """The matching of the LUNA16 challenge (Setio et al., Medical Image Analysis 2017).
 
-    A candidate hits a finding when their squared distance is below the squared radius, strictly; the radius is half
-    the diameter, or 5 mm where the diameter is negative. A nodule is found by the most suspicious candidate that hits
-    it (the first in the table among equals); what else hits a nodule counts as nothing. A candidate may find two
-    nodules. Candidates that hit an irrelevant finding and no nodule count as nothing. All others are false positives.
-    max_marks: see `cap`.
+    A candidate hits a finding when their squared distance is below the squared radius, strictly; the radius is half the
+    diameter, or 5 mm where the diameter is negative. A nodule is found by the most suspicious candidate that hits it
+    (the first in the table among equals); further hits are ignored. A candidate may find two nodules. Candidates that
+    hit an irrelevant finding and no nodule are ignored. All others are false positives. max_marks: see `cap`.
     """
     state = _State.start(annotations, candidates, scans, max_marks)
     irrelevant = _Rows.of(excluded.series, scans) if excluded is not None else None
@@ -122,10 +121,10 @@ def match_fixed_radius(
     max_distance: float = 10.0,
     max_marks: int | None = None,
 ) -> Matching:
-    """The same radius for every nodule: the most suspicious candidate first takes the nearest nodule still free within
-    `max_distance` mm (inclusive).
+    """The same radius for every nodule: each candidate, most suspicious first, takes the nearest free nodule.
 
-    Candidates that get none are false positives, further hits of a nodule too; there are no irrelevant findings.
+    It must be within `max_distance` mm (inclusive). Candidates without a nodule are false positives, also further hits
+    of a nodule. There are no irrelevant findings.
     """
     state = _State.start(annotations, candidates, scans, max_marks)
     score = _scores(candidates)
@@ -146,8 +145,9 @@ def match_fixed_radius(
 
 
 def cap(scores: Array, max_marks: int | None) -> Array:
-    """Which candidates of one scan stay, (C,) bool: all up to `max_marks`; of more, those that are strictly more
-    suspicious than the (max_marks + 1)-th. So ties at the border go out together, and fewer may stay."""
+    """Which candidates of one scan stay, (C,) bool: all up to `max_marks`, else those above the (max_marks + 1)-th.
+
+    They must be strictly more suspicious. So ties at the border are removed together, and fewer may stay."""
     if max_marks is None or len(scores) <= max_marks:
         return np.ones(len(scores), dtype=np.bool_)
     threshold = np.partition(scores, len(scores) - 1 - max_marks)[len(scores) - 1 - max_marks]
@@ -225,7 +225,7 @@ def _squared_distances(xyz: Array, rows: Array, points: Array) -> Iterator[tuple
     step = max(1, PAIRS_AT_ONCE // len(points))
     for start in range(0, len(rows), step):
         block = rows[start : start + step]
-        # Term by term, in the order of the axes: the last bit decides hits on the very border.
+        # Term by term, in the order of the axes: the last bit decides hits exactly on the border.
         squared = np.square(xyz[block, 0, None] - points[None, :, 0])
         squared += np.square(xyz[block, 1, None] - points[None, :, 1])
         squared += np.square(xyz[block, 2, None] - points[None, :, 2])

@@ -1,4 +1,4 @@
-"""`DetectionMetric`: the values of a search through whole scans, and their comparison between runs."""
+"""`DetectionMetric`: the values of detection in whole scans, and their comparison between runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medtrain_plugins.nodule.options import EvaluationOptions, PivotOptions
 
 
 class DetectionMetric:
-    """The values of a search through whole scans, of those that should be large or of those that should be small.
+    """The values of detection in whole scans: those to maximise, or those to minimise.
 
     cpm, sensitivity_at_<rate>, average_precision: of the protocol (`evaluation`). detection_dice: of predicted and true
     heatmaps. segmentation_dice: of masks. Of found nodules: centre_accuracy, the share whose centre is within the
@@ -26,11 +26,11 @@ class DetectionMetric:
         self.names = list(LARGER if mode == "max" else SMALLER)
 
     def rows(self, outputs: dict[str, Any], batch: dict[str, Any]) -> Mapping[str, Any]:
-        """Nothing: rows come from whole scans (`evaluate_scans`)."""
+        """No rows: they come from whole scans (`evaluate_scans`)."""
         return {}
 
     def compute(self, rows: Rows) -> dict[str, float]:
-        """The values of the table of an evaluation."""
+        """The values computed from the table of an evaluation."""
         return values_of(rows, self.names, self.options)
 
     def details(self, rows: Rows, seed: int) -> dict[str, Any]:
@@ -44,7 +44,7 @@ class DetectionMetric:
     def compare(
         self, tables: Mapping[str, Rows], metrics: Mapping[str, DetectionMetric], seed: int, replicates: int
     ) -> Comparison:
-        """Several runs on the scans they share; candidates of two runs have nothing to do with each other."""
+        """Compares several runs on the scans they share; their candidates are not matched with each other."""
         options = {run: metric.options for run, metric in metrics.items()}
         return compare_detections(tables, options, self.names, seed, replicates)
 

@@ -1,4 +1,4 @@
-"""Average precision: of the hits of a protocol, and of boxes at several overlaps as in COCO."""
+"""Average precision: of a protocol's hits, and of boxes at several overlaps as in COCO."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ RECALLS = np.linspace(0, 1, 101)
 
 
 def average_precision(score: Array, true: Array, nodules: int) -> float:
-    """The mean, over 101 recalls 0, 0.01, ... 1, of the best precision at that recall or a higher one; 0 where none is.
+    """The mean over 101 recalls 0, 0.01, ... 1 of the best precision at that recall or higher; 0 beyond the last.
 
-    score (M,), true (M,) bool; detections of equal score come in together. NaN without nodules.
+    score (M,), true (M,) bool; detections of equal score enter together. NaN without nodules.
     """
     if not nodules:
         return math.nan
@@ -40,11 +40,11 @@ def protocol_precision(marks: Marks) -> float:
 
 
 def box_precision(annotations: Findings, candidates: Findings, matching: Matching) -> dict[float, float]:
-    """Average precision by overlap: cubes as wide as the diameters, the most suspicious candidate first takes the free
-    nodule of its scan that it overlaps most, at least so much (IoU).
+    """Average precision by overlap (IoU) of cubes as wide as the diameters.
 
-    Candidates without a diameter overlap nothing. Those that do not count in the matching (on irrelevant findings, over
-    the cap) count here only when they overlap a nodule, those of the cap and of other scans not at all.
+    Each candidate, most suspicious first, takes the free nodule of its scan with the largest overlap, which must reach
+    the limit. Candidates without a diameter overlap nothing. Candidates that the matching ignores (on irrelevant
+    findings, duplicates) count only if they overlap a nodule; those over the cap and of other scans never count.
     """
     assert candidates.score is not None
     scored = (matching.outcome != Outcome.CAPPED) & (matching.outcome != Outcome.UNKNOWN_SERIES)
@@ -66,7 +66,7 @@ def box_precision(annotations: Findings, candidates: Findings, matching: Matchin
 def _overlapping(
     annotations: Findings, candidates: Findings, matching: Matching, scored: Array
 ) -> list[tuple[int, int, float]]:
-    """(candidate, annotation, IoU) of what overlaps at least as much as the smallest of `OVERLAPS`."""
+    """(candidate, annotation, IoU) of pairs that overlap at least by the smallest of `OVERLAPS`."""
     marks = np.flatnonzero(scored)
     marks = marks[np.argsort(matching.candidate_scan[marks], kind="stable")]
     starts = np.searchsorted(matching.candidate_scan[marks], np.arange(len(matching.scans) + 1))

@@ -1,4 +1,4 @@
-"""What is written of an evaluation: evaluation.json, cases.csv, report.html with its figures."""
+"""The files of an evaluation: evaluation.json, cases.csv, report.html with its figures."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _cases(evaluation: NoduleEvaluation) -> Iterator[list[Any]]:
 
 
 def evaluation_sections(evaluation: NoduleEvaluation) -> list[Section]:
-    """The report of an evaluation; plain text, tables and figures (the page escapes all text)."""
+    """The report's sections: plain text, tables and figures (the page escapes all text)."""
     import pandas as pd
 
     settings, counts = evaluation.settings, evaluation.counts
@@ -215,7 +215,7 @@ def size_figure(evaluation: NoduleEvaluation) -> Figure:
 
 
 def _drawn(evaluation: NoduleEvaluation) -> tuple[list[float], list[float]]:
-    """The corners of the curve within the axes, cut at their ends."""
+    """The corners of the curve within the axes, cut at the limits."""
     curve, corners = evaluation.curve, evaluation.curve.corners()
     inside = corners[(curve.false_per_scan[corners] > RATES[0]) & (curve.false_per_scan[corners] < RATES[-1])]
     first, last = evaluation.sensitivities[0], evaluation.sensitivities[-1]
@@ -260,7 +260,7 @@ def _limits(limits: tuple[float, float] | None) -> str:
 
 
 def detection_sections(run: Run, options: PivotOptions) -> list[Section]:
-    """The report: protocol, strata, accuracy; and the network before it was trained, beside it."""
+    """The report: protocol, strata, accuracy, and the comparison with the untrained network."""
     evaluation = run.evaluation
     if evaluation is None or "kind" not in evaluation.rows or not len(evaluation.rows["kind"]):
         return []

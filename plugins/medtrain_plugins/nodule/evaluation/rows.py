@@ -43,7 +43,7 @@ _TEXTURES = ((2.0, "ground glass"), (4.0, "part solid"), (math.inf, "solid"))
 
 
 class ScanTable:
-    """Columns that grow row by row."""
+    """Columns of the table, filled row by row."""
 
     def __init__(self, series: str) -> None:
         self.series = series
@@ -70,14 +70,14 @@ def join_tables(tables: Sequence[dict[str, Any]], order: Mapping[str, int]) -> R
 
 
 def values_of(rows: Rows, names: Iterable[str], options: EvaluationOptions) -> dict[str, float]:
-    """The values of these names; those that cannot be computed are `Undefined`."""
+    """The values of these names; `Undefined` if they cannot be computed."""
     found = evaluate_rows(rows, options)
     values = found.metrics() | sums_of(rows) | accuracies(found, options)
     return {name: _defined(name, values[name], found) for name in names}
 
 
 def evaluate_rows(rows: Rows, options: EvaluationOptions, replicates: int = 0, seed: int = 0) -> NoduleEvaluation:
-    """The evaluation of the table of scans, findings and candidates."""
+    """Evaluates the table of scans, findings and candidates."""
     kind = rows["kind"] if "kind" in rows else np.array([], dtype=object)
 
     def findings(name: str, scores: bool = False) -> Findings:
@@ -107,7 +107,7 @@ def evaluate_rows(rows: Rows, options: EvaluationOptions, replicates: int = 0, s
 
 
 def accuracies(found: NoduleEvaluation, options: EvaluationOptions) -> dict[str, float]:
-    """Shares of found nodules within the tolerances, and the agreement of triage."""
+    """Shares of found nodules within the tolerances, and agreement of triage."""
     matched = found.matching.found
     nodules, hits = found.matching.nodules[matched], found.matching.hit[matched]
     away = np.linalg.norm(found.annotations.xyz[nodules] - found.candidates.xyz[hits], axis=1)

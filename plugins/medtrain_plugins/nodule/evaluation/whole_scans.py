@@ -1,4 +1,4 @@
-"""Evaluation of a detector on whole scans: it searches each scan, and its candidates become rows of a table."""
+"""Evaluation of a detector on whole scans: its candidates in each scan become rows of a table."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ NOT_SEARCHED = "whole scans are searched at every {every}. evaluation (plugins.p
 
 
 def evaluate_scans(run: Run, loader: Iterable[Batch], options: PivotOptions, untrained: nn.Module | None) -> Evaluation:
-    """The loss of fixed patches, and the search of whole scans where it is due.
+    """The loss of fixed patches and, when due, detection in whole scans.
 
-    untrained: a network to be compared with, on the same scans. Training patches in the loader stand for their scans.
+    untrained: a network for comparison on the same scans. Training patches in the loader stand for their scans.
     """
     due = run.optimizer is None or is_due(run, options.evaluation.detection_every)
     network = run.network if run.network is not None else DetectorModel(run.model)
@@ -73,14 +73,14 @@ def evaluate_scans(run: Run, loader: Iterable[Batch], options: PivotOptions, unt
 
 
 def is_due(run: Run, every: int) -> bool:
-    """Whether this evaluation of a training searches whole scans: every `every`-th, and that of the last epoch."""
+    """Whether this evaluation during training searches whole scans: every `every`-th, and that of the last epoch."""
     interval = max(run.config.optimization.evaluation_interval, 1)
     number = -(-(run.epoch + 1) // interval)
     return number % every == 0 or run.epoch + 1 >= run.num_epochs
 
 
 def whole_scans(run: Run, loader: Iterable[Batch], options: PivotOptions) -> Iterator[Batch]:
-    """The scans of a loader, each once; of training patches, the scans they are from."""
+    """The scans of a loader, each once; for training patches, their scans."""
     patches: dict[str, None] = {}
     for batch in loader:
         if SCAN in batch:
@@ -96,7 +96,7 @@ def whole_scans(run: Run, loader: Iterable[Batch], options: PivotOptions) -> Ite
 
 
 def rows_behind(dataset: Any) -> list[Any]:
-    """The manifest rows of a dataset, also within those that show a part of it or several joined."""
+    """The manifest rows of a dataset, also inside subsets and concatenated datasets."""
     if hasattr(dataset, "rows"):
         return list(dataset.rows)
     inner = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
@@ -104,7 +104,7 @@ def rows_behind(dataset: Any) -> list[Any]:
 
 
 def patch_losses(run: Run, network: nn.Module, batch: Batch, amp: torch.dtype | None) -> dict[str, tuple[float, float]]:
-    """Sum and weight of each of the loss's terms over the fixed patches of a scan, one patch at a time."""
+    """Sum and weight of each term of the loss over the fixed patches of a scan, one patch at a time."""
     sums: dict[str, tuple[float, float]] = {}
     for number in range(len(batch["image"])):
         part = {
@@ -121,7 +121,7 @@ def patch_losses(run: Run, network: nn.Module, batch: Batch, amp: torch.dtype | 
 
 
 def search(network: nn.Module, batch: Batch, options: PivotOptions, amp: torch.dtype | None) -> dict[str, Any]:
-    """The rows of one scan: itself, its findings, the network's candidates. Columns as `COLUMNS`."""
+    """The rows of one scan: the scan, its findings, the network's candidates. Columns as `COLUMNS`."""
     scan, series = batch[SCAN], str(batch["sample_id"][0])
     image, spacing, intensity = scan["image"], scan["spacing"].cpu().numpy(), Intensity(options.window)
     maps = compute_maps(
@@ -151,7 +151,7 @@ def search(network: nn.Module, batch: Batch, options: PivotOptions, amp: torch.d
 
 
 def overlaps(maps: Mapping[str, torch.Tensor], scan: Batch, stride: int, options: PivotOptions) -> dict[str, float]:
-    """Twice the common part and the sum of predicted and true heatmap, and of masks where there are."""
+    """Twice the intersection, and the sum, of predicted and true heatmap; the same for masks, if there are any."""
     heatmap = maps["heatmap"][0].cpu().float()
     spacing = scan["spacing"].cpu().numpy()
     diameters = scan["diameters"].cpu().numpy()
@@ -173,7 +173,7 @@ def overlaps(maps: Mapping[str, torch.Tensor], scan: Batch, stride: int, options
 
 
 def gather(part: Any) -> list[Any]:
-    """What every process has, the same on all of them."""
+    """The parts of all processes, in the same order on each."""
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
@@ -184,7 +184,7 @@ def gather(part: Any) -> list[Any]:
 
 
 def mean_losses(parts: Sequence[dict[str, list[float]]]) -> dict[str, float]:
-    """`loss` and its terms from the sums and weights of every process."""
+    """`loss` and its terms, from the sums and weights of all processes."""
     names = dict.fromkeys(name for part in parts for name in part)
     means = {}
     for name in names:
@@ -196,7 +196,7 @@ def mean_losses(parts: Sequence[dict[str, list[float]]]) -> dict[str, float]:
 
 
 def order_of(run: Run) -> dict[str, int]:
-    """Series -> its place in the run's data."""
+    """Series -> its position in the run's data."""
     groups = {} if run.data is None else run.data.groups()
     series = dict.fromkeys(row.series for dataset in groups.values() for row in rows_behind(dataset))
     return {name: number for number, name in enumerate(series)}

@@ -1,1 +1,1 @@
-"""From a trained detector to detections in a scan."""
+"""From a trained detector to detections: sliding window, test-time augmentation, peaks, calibration, files."""

@@ -1,4 +1,4 @@
-"""Calibration of detection scores: temperature, Platt or isotonic, fitted on scans apart from training, kept as JSON.
+"""Calibration of detection scores: temperature, Platt or isotonic, fitted on scans outside training, stored as JSON.
 
 All work on logits. Temperature: sigmoid(x / T) (Guo et al., ICML 2017). Platt: sigmoid(a x + b), which is a temperature
 with a bias (Platt 1999, with its targets drawn in from 0 and 1). Isotonic: the best rising step function (pool adjacent

@@ -1,7 +1,7 @@
-"""Detections on disk: JSON with its schema, CSV, NIfTI images in the geometry of the scan, pictures. Nothing else.
+"""Files of detections: JSON with its schema, CSV, NIfTI images in the geometry of the scan, figures.
 
-The identifiers of the scan are kept, so that a finding can be told whose it is; `deidentify` puts random ones in
-their place, and leaves out paths and what quotes them.
+The identifiers of the scan are kept, so that a finding can be assigned to its patient. `deidentify` replaces them by
+random ones, and leaves out paths and texts that quote them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Part(BaseModel):
 
 
 class TriageDocument(_Part):
-    """What the network says of a candidate's urgency. score: 1 to 10."""
+    """The predicted urgency of a candidate. score: 1 to 10."""
 
     probability: float = Field(ge=0, le=1)
     score: float = Field(ge=1, le=10)
@@ -65,7 +65,7 @@ class CandidateDocument(_Part):
 
 
 class ScanDocument(_Part):
-    """The scan, as it was read."""
+    """The scan as it was read."""
 
     series: str
     patient: str
@@ -78,7 +78,7 @@ class ScanDocument(_Part):
 
 
 class ModelDocument(_Part):
-    """Which network."""
+    """The network."""
 
     run: str
     checkpoint: str
@@ -86,7 +86,7 @@ class ModelDocument(_Part):
 
 
 class SummaryDocument(_Part):
-    """Of all candidates; groups are of triage."""
+    """Summary of all candidates; groups are those of triage."""
 
     num_detections: int
     max_triage_score: float | None
@@ -96,7 +96,7 @@ class SummaryDocument(_Part):
 
 
 class DetectionsDocument(_Part):
-    """All that was found in a scan."""
+    """All detections in a scan."""
 
     schema_name: Literal["medtrain-nodule-detections"] = Field(SCHEMA, alias="schema")
     version: Literal[1] = 1
@@ -123,9 +123,9 @@ def write_detections(
 ) -> list[Path]:
     """Writes everything about a scan to the folder `out`, the JSON last; returns the paths.
 
-    deidentify: random identifiers instead of the scan's. panels: pictures of at most so many candidates; 0: none.
-    heatmap: also the network's map as NIfTI. The mask is there when the network has a segmentation.
-    Raises UsageError when nothing can be written there.
+    deidentify: random identifiers instead of the scan's. panels: figures of at most this many candidates; 0: none.
+    heatmap: also write the network's heatmap as NIfTI. A mask is written if the network has a segmentation head. Raises
+    UsageError if the folder cannot be written.
     """
     series, patient = found.volume.series, found.volume.patient
     if deidentify:
@@ -139,7 +139,7 @@ def write_detections(
     write_file(out / TABLE, table.to_csv(index=False).encode())
     paths = [out / TABLE]
     if heatmap:
-        # Four digits are more than a probability means, and are stored in a tenth of the space.
+        # Four digits are precise enough for a probability, and take a tenth of the space.
         values = found.on_input(found.maps["heatmap"][0].numpy().round(4))
         paths.append(_write_nifti(out / HEATMAP, values.astype(np.float32), found.volume))
     if found.labels is not None:
@@ -156,7 +156,7 @@ def write_detections(
 def describe(
     found: DetectedScan, series: str, patient: str, deidentified: bool = False, files: list[str] | None = None
 ) -> DetectionsDocument:
-    """What was found, as it stands in the JSON."""
+    """The detections as the JSON document."""
     from medtrain import __version__
 
     volume = found.volume
@@ -188,7 +188,7 @@ def describe(
 
 
 def summarize(findings: tuple[LocatedCandidate, ...]) -> dict[str, float | int | None]:
-    """How many findings there are, and in which triage groups; those without triage are in none."""
+    """The number of findings, in total and by triage group; findings without triage are in no group."""
     known = [finding.triage for finding in findings if finding.triage is not None]
     return summarize_triage(known) | {"num_detections": len(findings)}
 
@@ -226,12 +226,12 @@ def _write_panels(found: DetectedScan, out: Path, panels: int) -> list[Path]:
 
 
 def _write_nifti(path: Path, array: Array, volume: Volume) -> Path:
-    """An array (Z, Y, X) on a volume's voxels, in the order and geometry of its file."""
+    """Writes an array (Z, Y, X) on a volume's voxels, in the axis order and geometry of its file."""
     import nibabel
 
     values, affine = volume.to_source_order(array), RAS_TO_LPS @ volume.source_affine()
     if volume.provenance.get("format") != "NIfTI":
-        # Read slices first; NIfTI begins with the axis along a row.
+        # Files are read slices first; NIfTI starts with the axis along a row.
         values, affine = values.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]]
     image: Any = nibabel.Nifti1Image(values, affine)
     image.header.set_xyzt_units("mm")
@@ -245,7 +245,7 @@ def _compressed(image: Any) -> bytes:
     import gzip
 
     packed = io.BytesIO()
-    # No name and no time, so that the same image is the same file.
+    # No name and no time, so that equal images give equal files.
     with gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=4, mtime=0, filename="") as file:
         file.write(image.to_bytes())
     return packed.getvalue()

@@ -1,9 +1,9 @@
 """A trained detector as an ONNX file.
 
-It takes windows of a scan, `image` (batch, 1, D, H, W) float32 of the run's window size, with values as the run's
-intensity window maps them, and gives one map per head as inference reads them: probabilities of `heatmap`, `triage` and
-`segmentation`, voxels of `offset`, logarithms of diameters in mm. Sliding, blending and peaks are not in the file. What
-its user must know is in its metadata, as JSON under the key `medtrain`.
+It takes windows of a scan, `image` (batch, 1, D, H, W) float32 of the run's window size, with values mapped by the
+run's intensity window, and returns one map per head as inference uses them: probabilities of `heatmap`, `triage` and
+`segmentation`, `offset` in voxels, logarithms of diameters in mm. The sliding window, blending and the search for peaks
+are not in the file. Its metadata has the facts a user needs, as JSON under the key `medtrain`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TOLERANCE = 1e-4
 
 
 class _Maps(nn.Module):
-    """The detector as other tools see it: a tensor in, tensors out."""
+    """The detector for other tools: a tensor in, tensors out."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class _Maps(nn.Module):
 def export_detector(
     run: Run, options: PivotOptions, format: str, path: Path, check: Check | None
 ) -> dict[str, Any] | None:
-    """Write the detector of a run as ONNX; None for other formats. Raises ExportError when its maps differ."""
+    """Writes the detector of a run as ONNX; None for other formats. Raises ExportError if its maps differ."""
     if format != "onnx":
         return None
     model = run.model.eval()
@@ -68,7 +68,7 @@ def export_detector(
 
 
 def _compare(network: nn.Module, names: list[str], shape: list[int], path: Path, check: Check | None) -> dict[str, Any]:
-    """Maps of drawn windows through both."""
+    """Compares the maps of random windows of both models."""
     if check is None:
         return {"checked": False, "notes": ["Not compared with the trained model."]}
     running, largest = open_onnx(path), 0.0

@@ -1,4 +1,4 @@
-"""From heatmaps to candidates: local maxima, positions finer than a voxel, one candidate per nodule."""
+"""From heatmaps to candidates: local maxima, subvoxel positions, one candidate per nodule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medtrain_plugins.nodule.data.targets import to_input
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something that may be a nodule.
+    """A possible nodule.
 
     zyx: voxel coordinates in the input, fractional. confidence: in [0, 1]. diameters_mm: zyx; None without such a head.
     triage: probabilities in [0, 1], one per channel of the head.
@@ -39,9 +39,9 @@ def find_peaks(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The local maxima of a map (D, H, W), highest first: positions (N, 3) zyx, confidences (N,).
 
-    kernel: odd; nothing higher lies within this cube around a maximum. A flat maximum is one point, its centroid; a
-    flat shoulder below a higher voxel is none. Only values of at least `min_confidence`, and above 0. top_k: at most as
-    many.
+    kernel: odd; a maximum is the highest value in this cube around it. A flat maximum is one point, its centroid; a
+    flat shoulder beside a higher voxel is not a maximum. Only values of at least `min_confidence`, and above 0, count.
+    top_k: largest number of maxima.
     """
     if kernel < 1 or kernel % 2 == 0:
         raise ValueError(f"peaks: kernel {kernel} must be odd")
@@ -49,7 +49,7 @@ def find_peaks(
     highest = _maximum(values, kernel)
     eligible = (values >= min_confidence) & (values > 0)
     is_top = (values == highest) & eligible
-    # A voxel whose equal neighbour is no maximum lies on a shoulder, and so does its whole flat region.
+    # A voxel with an equal neighbour that is not a maximum is on a shoulder, and so is its whole flat region.
     beside = _maximum(torch.where(is_top, -torch.inf, values), 3)
     shoulder = (is_top & (beside == values)).cpu().numpy()
     labels, count = ndimage.label(is_top.cpu().numpy(), structure=np.ones((3, 3, 3)))
@@ -78,16 +78,16 @@ def decode(
 ) -> list[Candidate]:
     """The candidates of one volume, highest confidence first.
 
-    outputs: maps on the output grid without batch axis: `heatmap` (1, d, h, w) probabilities; if there: `offset`
-    (3, ...) output voxels, `log_diameter` (1 or 3, ...) ln mm, `triage` (K, ...) probabilities. Each is read at the
-    peaks: the mean over 3 x 3 x 3 voxels, weighted by the heatmap. spacing: zyx mm of the input. stride: of the
-    output. Candidates closer together than the larger radius are one (`suppress`).
+    outputs: maps on the output grid without batch axis: `heatmap` (1, d, h, w) probabilities; if there: `offset` (3,
+    ...) output voxels, `log_diameter` (1 or 3, ...) ln mm, `triage` (K, ...) probabilities. Values at a peak are means
+    over 3 x 3 x 3 voxels, weighted by the heatmap. spacing: zyx mm of the input. stride: of the output. Candidates
+    closer together than the larger radius become one (`suppress`).
     """
     heatmap = outputs["heatmap"]
     assert heatmap is not None
     positions, confidences = find_peaks(heatmap[0], kernel, min_confidence, top_k)
     voxels = np.floor(positions + 0.5).astype(np.int64)
-    # The centroid of a flat maximum is finer than a voxel already, if it is of several.
+    # The centroid of a flat maximum of several voxels has subvoxel precision already.
     single = (positions == voxels).all(axis=1)
     offset = _read(outputs.get("offset"), heatmap[0], voxels)
     if offset is not None:
@@ -105,10 +105,10 @@ def decode(
 def suppress(
     candidates: Sequence[Candidate], spacing: ArrayLike, *, merge: bool = False, default_radius_mm: float = 5.0
 ) -> list[Candidate]:
-    """Of candidates that are closer together than the larger of their radii, the most confident one.
+    """Keeps the most confident of candidates that are closer together than the larger of their radii.
 
-    spacing: zyx mm. merge: it moves to the mean of those it stands for, weighted by confidence, its diameters and
-    triage likewise. default_radius_mm: of candidates without a diameter.
+    spacing: zyx mm. merge: position, diameters and triage become the means of the merged candidates, weighted by
+    confidence. default_radius_mm: of candidates without a diameter.
     """
     ranked = sorted(candidates, key=lambda candidate: -candidate.confidence)
     if not ranked:

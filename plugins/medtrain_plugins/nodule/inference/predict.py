@@ -1,4 +1,4 @@
-"""What a trained network finds in a scan that is new to it: candidates, their place in the patient and their size."""
+"""Inference on a new scan: candidates, their position in the patient and their size."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 CALIBRATION = "calibration.json"
-NEAR_MM = 10.0  # how far a candidate's segmented part may be from it
-AROUND_MM = 50.0  # how far from a candidate its part is looked at
+NEAR_MM = 10.0  # largest distance of a candidate from its segmented part
+AROUND_MM = 50.0  # distance from a candidate within which its part is measured
 MEASURED = (
     "volume_mm3",
     "equivalent_diameter_mm",
@@ -50,13 +50,13 @@ MEASURED = (
     "std_hu",
     "texture",
 )
-# Of a zip file: a scan is not larger.
+# Of an unpacked zip file: scans are smaller.
 MOST_BYTES, MOST_FILES = 16 * 2**30, 100_000
 
 
 @dataclass(frozen=True)
 class Request:
-    """Asks `predict` for the whole `DetectedScan` instead of its table. series: which, of several DICOM series."""
+    """Asks `predict` for the whole `DetectedScan` instead of its table. series: which DICOM series."""
 
     source: Path
     series: str | None = None
@@ -64,7 +64,7 @@ class Request:
 
 @dataclass(frozen=True)
 class LocatedCandidate:
-    """A candidate in the patient.
+    """A candidate with its position in the patient.
 
     world: x, y, z in mm (LPS). voxel: z, y, x in the scan's canonical orientation; index: i, j, k in the file's own.
     properties: of its segmented part, on the voxels the network saw; None without a segmentation there.
@@ -93,8 +93,9 @@ class LocatedCandidate:
 class DetectedScan:
     """Everything found in a scan.
 
-    volume: as it was read. prepared: resampled as for training, in HU. maps: of `compute_maps`, on the prepared scan at
-    the output stride. labels: on the prepared scan, 0 or the number of the finding; None without a segmentation.
+    volume: the scan as it was read. prepared: resampled as for training, in HU. maps: from `compute_maps`, on the
+    prepared scan at the output stride. labels: on the prepared scan, 0 or the number of the finding; None without a
+    segmentation.
     """
 
     volume: Volume
@@ -133,24 +134,24 @@ class DetectedScan:
         return row | {name: _number(None if measured is None else getattr(measured, name)) for name in MEASURED}
 
     def on_input(self, values: Array, interpolation: Any = "linear") -> Array:
-        """A map (d, h, w) of the prepared scan, at whatever stride, on the voxels of the scan as it was read."""
-        # Both grids begin at the same outer faces.
+        """A map (d, h, w) of the prepared scan, at any stride, on the voxels of the scan as it was read."""
+        # Both grids start at the same outer faces.
         scale = [max(round(n / m), 1) for n, m in zip(self.prepared.shape, values.shape, strict=True)]
         factor = self.prepared.spacing * scale / self.volume.spacing
         return resample_array(values, factor, self.volume.shape, interpolation, outside=None)
 
     def box(self, finding: LocatedCandidate) -> Any:
-        """The voxels (canonical, half-open) of the scan as read that the finding touches; None without a diameter."""
+        """The box (canonical, half-open) of the finding in voxels of the scan as read; None without a diameter."""
         diameter = finding.candidate.diameter_mm
         return None if diameter is None else sphere_box(finding.voxel, diameter, self.volume.spacing, self.volume.shape)
 
 
 def predict(run: Run, sample: Any, options: PivotOptions) -> pd.DataFrame | DetectedScan:
-    """The candidates in a scan as a table (see `DetectedScan.table`); all that was found for a `Request`.
+    """The candidates in a scan as a table (see `DetectedScan.table`); for a `Request` the `DetectedScan`.
 
     sample: a folder of one DICOM series, a zip file of one, or a file that `volume.read_volume` reads. The scan is
-    resampled and windowed as the run's training scans were; the calibration is that of the options or, if there is one,
-    the file `calibration.json` in the split's folder.
+    resampled and windowed as the run's training scans. The calibration is that of the options, or the file
+    `calibration.json` in the split's folder, if it exists.
     """
     request = sample if isinstance(sample, Request) else Request(Path(sample))
     begin = time.perf_counter()
@@ -228,7 +229,7 @@ def find_nodules(
 
 @contextmanager
 def open_scan(source: Path, series: str | None = None) -> Iterator[Volume]:
-    """A scan to be read, also out of a zip file. Raises DataError."""
+    """Reads a scan, also from a zip file. Raises DataError."""
     if not (source.is_file() and zipfile.is_zipfile(source)):
         yield read_volume(source, series=series)
         return
@@ -244,9 +245,9 @@ def open_scan(source: Path, series: str | None = None) -> Iterator[Volume]:
 
 
 def label_parts(segmentation: Array, candidates: list[Candidate], spacing: Array) -> Array:
-    """(D, H, W) int16: 0, or the number (from 1) of the candidate that a segmented part is nearest to.
+    """(D, H, W) int16: 0, or the number (from 1) of the nearest candidate of a segmented part.
 
-    A part belongs to the first, most suspicious candidate that has it for its own (`properties.measure_nodule`).
+    A part belongs to the first, most suspicious candidate whose component it is (`properties.measure_nodule`).
     """
     parts, count = ndimage.label(segmentation > 0.5)
     owner = np.zeros(count + 1, dtype=np.int16)
@@ -266,7 +267,7 @@ def label_parts(segmentation: Array, candidates: list[Candidate], spacing: Array
 
 
 def autocast_type(amp: str, device: torch.device) -> torch.dtype | None:
-    """The type of `computational.amp` for inference on a device."""
+    """The autocast type of `computational.amp` for inference on a device."""
     if amp == "fp16" and device.type == "cpu":
         raise ConfigError("computational.amp: 'fp16' needs a GPU; use 'bf16' or 'no' on the CPU")
     if amp == "auto":
@@ -275,13 +276,13 @@ def autocast_type(amp: str, device: torch.device) -> torch.dtype | None:
 
 
 def settings_of(findings: DetectedScan) -> dict[str, Any]:
-    """What else than the network decided about the findings, as JSON."""
+    """The settings beside the network that influence the findings, as JSON."""
     calibration = findings.calibration
     return findings.settings | {"calibration": None if calibration is None else calibration.model_dump(mode="json")}
 
 
 def as_properties(measured: NoduleProperties, prepared: Volume) -> dict[str, Any]:
-    """Properties as JSON, without those that are unknown; places in the world, x, y, z in mm, not in voxels."""
+    """Known properties as JSON, with positions in the world (x, y, z in mm) instead of voxels."""
     told = {
         name: value for name, value in asdict(measured).items() if name not in ("centre", "bbox") and value == value
     }
@@ -296,7 +297,7 @@ def _calibration(run: Run, options: InferenceOptions) -> Calibration | None:
 
 
 def _unpack(source: Path, folder: Path) -> None:
-    """The files of a zip, none of them outside of the folder. Raises DataError."""
+    """Unpacks a zip, without files outside the folder. Raises DataError."""
     try:
         with zipfile.ZipFile(source) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
@@ -316,7 +317,7 @@ def _unpack(source: Path, folder: Path) -> None:
 
 
 def _measure(segmentation: Array, candidate: Candidate, prepared: Volume) -> NoduleProperties | None:
-    """Measured within 5 cm of the candidate: what is larger is no nodule."""
+    """Properties within 5 cm of the candidate: anything larger is not a nodule."""
     low, high = _around(candidate.zyx, AROUND_MM, prepared.spacing, prepared.shape)
     near = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
     found = measure_nodule(
@@ -345,7 +346,7 @@ def _file_index(volume: Volume, voxel: Array) -> Array:
     source = np.zeros_like(voxel)
     for axis, (at, flipped) in enumerate(volume.order):
         source[:, at] = volume.shape[axis] - 1 - voxel[:, axis] if flipped else voxel[:, axis]
-    # NIfTI files were read i, j, k; all others slices first.
+    # NIfTI files are read i, j, k; all others slices first.
     return source if volume.provenance.get("format") == "NIfTI" else source[:, ::-1]
 
 

@@ -1,4 +1,4 @@
-"""A whole scan through a network, in overlapping windows that are blended, and the candidates that come of it."""
+"""A network applied to a whole scan in overlapping, blended windows, and the candidates in its maps."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ Blend = Literal["gaussian", "constant"]
 
 PROBABILITIES = ("heatmap", "triage", "segmentation")
 STRIDE = "output_stride"
-SIGMA = 0.125  # of the window
+SIGMA = 0.125  # standard deviation, as a share of the window
 FLOOR = 1e-3
-STEPS = 2.0**20  # of a probability, between which peaks are told apart
+STEPS = 2.0**20  # steps of a probability that tell peaks apart
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Windows that cover a scan. before, after: voxels that are added on its sides; starts: in the padded scan."""
+    """Windows that cover a scan. before, after: voxels added on its sides; starts: in the padded scan."""
 
     before: Axes
     after: Axes
@@ -44,7 +44,7 @@ class Grid:
 
     @property
     def padding(self) -> list[int]:
-        """As torch's `pad` takes it: the last axis first."""
+        """For torch's `pad`: the last axis first."""
         return [n for pair in reversed(list(zip(self.before, self.after, strict=True))) for n in pair]
 
 
@@ -55,10 +55,10 @@ def window_grid(
     border: Sequence[int] = (0, 0, 0),
     multiple: int = 1,
 ) -> Grid:
-    """The fewest windows at multiples of `step` that cover `shape` and `border` voxels on either side of it.
+    """The fewest windows at multiples of `step` that cover `shape` and `border` voxels on each side of it.
 
-    What they cover beyond that is shared between both sides, the odd voxel after the scan. multiple: the voxels before
-    the scan are a multiple of it (the output stride, which then has to divide shape, window and step too).
+    Excess voxels are shared between both sides, with an odd voxel after the scan. multiple: the voxels before the scan
+    are a multiple of it (the output stride, which must then also divide shape, window and step).
     """
     before, after, starts = [], [], []
     for size, length, stride, beyond in zip(shape, window, step, border, strict=True):
@@ -74,10 +74,10 @@ def window_grid(
 
 
 def window_weights(window: Sequence[int], blend: Blend = "gaussian") -> Tensor:
-    """How much each voxel of a window counts, float32 (D, H, W).
+    """The weight of each voxel of a window, float32 (D, H, W).
 
     gaussian: centred on (n - 1) / 2, with an eighth of the window as standard deviation, and never below 1e-3, so that
-    voxels that only the edge of one window sees still get their value.
+    voxels covered only by the edge of one window still get their value.
     """
     weights = torch.ones(1)
     for length in window:
@@ -90,9 +90,9 @@ def window_weights(window: Sequence[int], blend: Blend = "gaussian") -> Tensor:
 
 
 class Blender:
-    """Maps of which parts arrive: their mean, weighted voxel by voxel.
+    """The mean of overlapping parts of maps, weighted voxel by voxel.
 
-    shape: of the whole maps (D, H, W). weights: of every part, of its size.
+    shape: of the whole maps (D, H, W). weights: of the voxels of every part.
     """
 
     def __init__(self, shape: Sequence[int], weights: Tensor) -> None:
@@ -101,7 +101,7 @@ class Blender:
         self.weight = weights.new_zeros(self.shape)
 
     def add(self, parts: Mapping[str, Tensor], start: Sequence[int]) -> None:
-        """Lay one window's parts (C, d, h, w) of all maps at its first voxel."""
+        """Adds one window's parts (C, d, h, w) of all maps at its first voxel."""
         place = _place(start, self.weights.shape)
         for name, part in parts.items():
             if name not in self.totals:
@@ -110,7 +110,7 @@ class Blender:
         self.weight[place] += self.weights
 
     def means(self) -> Maps:
-        """The maps (C, D, H, W); 0 where no part has been. Ends the blending."""
+        """The maps (C, D, H, W); 0 where there was no part. Ends the blending."""
         factor = torch.where(self.weight > 0, self.weight, 1.0).reciprocal_()
         return {name: total.mul_(factor) for name, total in self.totals.items()}
 
@@ -132,10 +132,10 @@ def slide(
 ) -> Maps:
     """The maps of a whole image (C, D, H, W), float32, by name.
 
-    network: windows (B, C, *window) -> maps (B, K, *window / s), s of each map 1 or `multiple`, which has to divide
-    the image. Windows overlap by that share; they reach at least a share `border` of a window beyond the image, where
-    the value is `pad_value`. batch_size: windows at a time. inside (D, H, W): windows without a voxel of it are left
-    out; maps are 0 where only those are.
+    network: windows (B, C, *window) -> maps (B, K, *window / s), s of each map 1 or `multiple`, which must divide the
+    image. Windows overlap by the share `overlap`; they reach at least a share `border` of a window beyond the image,
+    where the value is `pad_value`. batch_size: windows at a time. inside (D, H, W): windows without a voxel of it are
+    skipped; maps are 0 where only skipped windows are.
     """
     shape = _axes(image.shape[1:])
     device = device or image.device
@@ -182,14 +182,14 @@ def compute_maps(
     pad_value: float = 0.0,
     inside: ArrayLike | None = None,
 ) -> Maps:
-    """What a detector says of a prepared scan: probabilities `heatmap`, `triage`, `segmentation` and the plain maps
-    `offset`, `log_diameter`, as far as it has them; (C, d, h, w) on the output grid, the segmentation on the scan's.
+    """The maps of a prepared scan: probabilities `heatmap`, `triage`, `segmentation`; `offset`, `log_diameter`.
 
-    model: the detector, or a `TensorModel` around it, wrapped or not; it is put into eval mode and left as it was.
-    array: (D, H, W), after the intensity transform. window: zyx, where the options give none. amp: type of autocast.
-    pad_value: of air.
-    inside: (D, H, W) bool, where to look; an empty mask does not count. Probabilities, not logits, are averaged over
-    windows and views.
+    Only the heads of the detector; (C, d, h, w) on the output grid, the segmentation on the scan's grid.
+
+    model: the detector, or a `TensorModel` around it, wrapped or not; it is in eval mode here, and as before
+    afterwards. array: (D, H, W), after the intensity transform. window: zyx, if the options have none. amp: type of
+    autocast. pad_value: of air. inside: (D, H, W) bool, where to search; an empty mask is ignored. Probabilities, not
+    logits, are averaged over windows and views.
     """
     options = options or InferenceOptions.model_validate({})
     device = device or next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -198,7 +198,7 @@ def compute_maps(
     if image.dim() != 3 or min(image.shape) < 1:
         raise DataError(f"a scan has three axes with voxels, this has the shape {tuple(image.shape)}")
     shape = _axes(image.shape)
-    # Views of the scan and of the maps fit on each other only where the stride divides the scan.
+    # Views of the scan and of the maps match only if the stride divides the scan.
     ends = [n for length in reversed(shape) for n in (0, -length % stride)]
     image = functional.pad(image, ends, value=pad_value)[None]
     mask = None if inside is None else np.asarray(inside, dtype=bool)
@@ -259,11 +259,11 @@ def find_candidates(
     stride: int = 1,
     calibration: Calibration | None = None,
 ) -> list[Candidate]:
-    """The candidates in maps: peaks, one per nodule, calibrated, from the threshold on.
+    """The candidates in maps: peaks, one per nodule, calibrated, with at least the threshold.
 
     calibration: default: that of the options, if they name one.
     """
-    # Blending leaves errors in the last digits, which would break up the flat top of a sigmoid that is saturated.
+    # Blending leaves rounding errors, which would break up the flat top of a saturated sigmoid.
     heatmap = (maps["heatmap"] * STEPS).round_().div_(STEPS)
     found = decode(
         {**maps, "heatmap": heatmap},
@@ -283,7 +283,7 @@ def find_candidates(
 
 
 def activate(found: Any) -> Maps:
-    """A detector's output as plain maps: what is a probability goes through the sigmoid, in float32."""
+    """A detector's output as plain maps; probabilities are computed by the sigmoid, in float32."""
     if isinstance(found, Tensor):
         found = {"heatmap": found}
     given = found._asdict() if hasattr(found, "_asdict") else found
@@ -298,7 +298,7 @@ def stride_of(model: nn.Module) -> int:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every part in eval mode (dropout, batch norm), and afterwards each as it was."""
+    """All modules in eval mode (dropout, batch norm); afterwards each has its previous mode."""
     was_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -309,7 +309,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _layers(model: nn.Module) -> Iterator[nn.Module]:
-    """The model and what it is wrapped around: `TensorModel`, DDP, torch.compile."""
+    """The model and the modules it wraps: `TensorModel`, DDP, torch.compile."""
     layer: Any = model
     while isinstance(layer, nn.Module):
         yield layer
@@ -325,7 +325,7 @@ def _window(window: Sequence[int], stride: int) -> Axes:
 
 
 def _scale(name: str, found: Tensor, window: Sequence[int], multiple: int) -> int:
-    """Voxels of the window per voxel of a map that the network made of it."""
+    """Voxels of the window per voxel of its map."""
     size = list(found.shape[2:])
     for scale in (1, multiple):
         if size == [length // scale for length in window]:
@@ -340,7 +340,7 @@ def _place(start: Sequence[int], window: Sequence[int]) -> tuple[slice, ...]:
 
 
 def _crop(values: Tensor, shape: Axes, padded: int) -> Tensor:
-    """Without what was added at the far ends of the scan. padded: voxels along z with it."""
+    """Removes the padding at the ends of the scan. padded: voxels along z with padding."""
     scale = padded // values.shape[1]
     z, y, x = (math.ceil(length / scale) for length in shape)
     return values[:, :z, :y, :x]

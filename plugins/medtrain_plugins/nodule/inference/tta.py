@@ -1,7 +1,7 @@
 """Views of a scan for test-time augmentation: flips and quarter turns, each with its exact inverse.
 
-A view is an order of the axes and a flip of some of them. All combinations of flips and of quarter turns of the axial
-plane are of that kind; nothing is interpolated, and what comes back lies on the voxels it belongs to.
+A view is a permutation of the axes and a flip of some of them. All combinations of flips and of quarter turns of the
+axial plane are such views. Nothing is interpolated, and inverted maps lie exactly on the scan's voxels.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LENGTHS = ("log_diameter",)  # zyx maps whose components are measured along axes
 
 @dataclass(frozen=True)
 class View:
-    """Axis a of the view is axis order[a] of the scan, run through backwards where flips[a]. Axes are z, y, x."""
+    """Axis a of the view is axis order[a] of the scan, reversed if flips[a]. Axes are z, y, x."""
 
     order: Axes = (0, 1, 2)
     flips: Flips = (False, False, False)
@@ -37,17 +37,17 @@ class View:
         return moved.flip(backwards) if backwards else moved
 
     def invert(self, values: Tensor) -> Tensor:
-        """What `apply` made a view, as it was."""
+        """The inverse of `apply`."""
         return self.inverse.apply(values)
 
     @property
     def inverse(self) -> View:
-        """The view that leads back."""
+        """The inverse view."""
         back = _axes(np.argsort(self.order).tolist())
         return View(back, _flips(self.flips[axis] for axis in back))
 
     def then(self, other: View) -> View:
-        """This view, and then `other` of it."""
+        """This view, followed by `other`."""
         order = _axes(self.order[axis] for axis in other.order)
         return View(
             order, _flips(self.flips[axis] != flip for axis, flip in zip(other.order, other.flips, strict=True))
@@ -60,9 +60,9 @@ class View:
         return np.where(self.flips, last - points, points)
 
     def invert_maps(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Maps (C, D, H, W) that a network made of the view, on the scan.
+        """The maps (C, D, H, W) of the view, on the scan.
 
-        Offsets are turned with it, diameters of three channels change places.
+        Offsets are rotated too, and diameters of three channels are permuted.
         """
         if self == View():
             return dict(maps)
@@ -82,16 +82,16 @@ GENERATORS = {
     "flip_x": View(flips=(False, False, True)),
     "flip_y": View(flips=(False, True, False)),
     "flip_z": View(flips=(True, False, False)),
-    # As numpy.rot90 and torch.rot90 turn from y to x.
+    # As numpy.rot90 and torch.rot90 rotate from y to x.
     "rotate_90": View((0, 2, 1), (False, True, False)),
 }
 
 
 def make_views(names: Sequence[str], count: int | None = None) -> list[View]:
-    """All different views that the named augmentations and their combinations make, the scan itself first.
+    """All different views by the named augmentations and their combinations, the scan itself first.
 
-    Those of few steps come before those of many: with all four names there are 16, and the first 5 are the scan and the
-    four by themselves. count: at most so many. Raises ConfigError for names that are none.
+    Views of fewer steps come first: with all four names there are 16, and the first 5 are the scan and the four single
+    augmentations. count: largest number of views. Raises ConfigError for unknown names.
     """
     for name in names:
         if name not in GENERATORS:
@@ -99,7 +99,7 @@ def make_views(names: Sequence[str], count: int | None = None) -> list[View]:
                 f"test-time augmentation {name!r}{nearest(name, GENERATORS)}: there are {', '.join(GENERATORS)}"
             )
     found = [View()]
-    for view in found:  # grows as it goes: breadth first
+    for view in found:  # grows during the loop: breadth first
         for name in names:
             if (next_ := view.then(GENERATORS[name])) not in found:
                 found.append(next_)

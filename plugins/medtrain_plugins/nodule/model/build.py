@@ -1,4 +1,4 @@
-"""Networks by name: our own, MONAI's, and classes of the user's by their dotted path."""
+"""Networks by name: our own, MONAI's, and the user's classes by their dotted path."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def build_detector(
 ) -> nn.Module:
     """A freshly initialised detector: image (B, in_channels, D, H, W) -> `heads.DetectorOutput`.
 
-    name: one of `NETWORKS`, or the dotted path of a class. depth: halvings. The other settings are those of
-    `detector.ResidualUNet` and `heads.DenseHeads`; a network that cannot follow one refuses what is not its default.
+    name: one of `NETWORKS`, or the dotted path of a class. depth: number of halvings. The other settings are those of
+    `detector.ResidualUNet` and `heads.DenseHeads`; a network that does not support one accepts only its default.
     options: further arguments of MONAI's networks, or of the user's class.
 
     reference_unet is fixed: base_filters and depth only (batch norm, ReLU, all heads but offset).
 
-    A class of the user's: `forward(self, x)` takes (B, in_channels, D, H, W) and returns a tensor of the same size (of
-    half of it with output_stride 2). It is made with `in_channels` and `out_channels` where it has such arguments. One
-    channel (out_channels, default 1) is the heatmap's logit; several are features, which get the dense heads.
-    Raises ConfigError for anything that cannot be made.
+    The user's class: `forward(self, x)` takes (B, in_channels, D, H, W) and returns a tensor of the same size (of half
+    of it with output_stride 2). It gets `in_channels` and `out_channels` if it has these arguments. One channel
+    (out_channels, default 1) is the heatmap's logit; several are features, which get the dense heads. Raises
+    ConfigError if the network cannot be built.
     """
     given = dict(options or {})
     plain = {"deep_supervision": deep_supervision, "gradient_checkpointing": gradient_checkpointing}
@@ -81,7 +81,7 @@ def build_detector(
             _refuse(name, plain)
             settings = (in_channels, base_filters, depth, norm, activation, dropout, output_stride)
             backbone = (_dynunet if name == "DynUNet" else _segresnet)(*settings, given)
-            # A coarsest level of one voxel has no spread to be normalised by.
+            # Normalisation needs more than one voxel at the coarsest level.
             channels, smallest = base_filters, 2**depth * (1 if norm == "group" else 2)
         case _:
             _refuse(name, plain | {"dropout": dropout})
@@ -119,7 +119,7 @@ def _dynunet(
 ) -> nn.Module:
     from monai.networks.nets import DynUNet
 
-    # MONAI has at least two strides between the first level and the bottleneck.
+    # MONAI needs at least two strides between the first level and the bottleneck.
     levels = depth if output_stride == 2 else depth + 1
     if levels < 3:
         raise ConfigError(f"network DynUNet: depth {depth} is too small; take {depth + 3 - levels} or more")
@@ -194,7 +194,7 @@ def _own_class(path: str, in_channels: int, given: dict[str, Any]) -> nn.Module:
     settled = {"in_channels": in_channels, "out_channels": 1}
     settled = {key: value for key, value in settled.items() if key in takes}
     if "out_channels" not in takes:
-        # How many channels there are, of a class that is not asked to make them.
+        # Then it only says how many channels the class returns.
         given = {key: value for key, value in given.items() if key != "out_channels"}
     return _make(path, found, settled, given)
 
@@ -209,7 +209,7 @@ def _make(name: str, made: Any, settled: dict[str, Any], given: dict[str, Any]) 
             )
     try:
         network: nn.Module = made(**(settled | given))
-    except Exception as error:  # what a network raises depends on it
+    except Exception as error:  # a network may raise anything
         raise ConfigError(f"network {name} cannot be made: {error}") from error
     return network
 

@@ -1,4 +1,4 @@
-"""The default backbone: a residual 3-D U-Net (Lee et al., 2017), which makes features for dense heads."""
+"""The default backbone: a residual 3-D U-Net (Lee et al., 2017), which computes features for dense heads."""
 
 from __future__ import annotations
 
@@ -91,9 +91,9 @@ class ResidualUNet(nn.Module):
 
     base_filters: channels of the finest level, doubled at each coarser one. depth: halvings of the image in all.
     dropout: of whole channels, in every block. deep_supervision: heatmaps of the coarser decoder levels, finest first,
-    come after the features in training. gradient_checkpointing: the activations inside the blocks are not kept for the
-    backward pass but computed again. output_stride: 2 begins with a halving convolution (4 x 4 x 4, so that an output
-    voxel is centred on the 2 x 2 x 2 it stands for) and never goes back to full size: several times faster and smaller.
+    follow the features in training. gradient_checkpointing: activations inside the blocks are computed again in the
+    backward pass instead of kept. output_stride: 2 starts with a halving convolution (4 x 4 x 4, so that an output
+    voxel is centred on its 2 x 2 x 2 input voxels) and never returns to full size: several times faster and smaller.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class ResidualUNet(nn.Module):
         return out
 
     def _check_bottleneck(self, image: Tensor) -> None:
-        """One number has no spread to be normalised by."""
+        """Raises an error if the bottleneck has one value per channel, which cannot be normalised."""
         voxels = math.prod(length // 2**self.depth for length in image.shape[2:])
         if self.norm == "batch":
             voxels *= image.shape[0]
@@ -181,7 +181,7 @@ class ResidualUNet(nn.Module):
 
 
 def _once(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts of the forward pass and of its repetition, in which batch norm must not count the batch again."""
+    """Contexts of the forward pass and of its recomputation, in which batch norm must not count the batch again."""
     return nullcontext(), _statistics_at_rest(block)
 
 
@@ -192,7 +192,7 @@ def _statistics_at_rest(block: nn.Module) -> Iterator[None]:
     for norm in norms:
         norm.momentum = 0.0
         if norm.num_batches_tracked is not None:
-            # It is counted in place: in a copy.
+            # Batch norm counts in place: use a copy.
             norm.num_batches_tracked = norm.num_batches_tracked.clone()
     try:
         yield

@@ -1,4 +1,4 @@
-"""The loss of a detector: one term per head, weighted by hand, by a schedule, or by what training learns."""
+"""The loss of a detector: one term per head, with fixed, scheduled or learned weights."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from medtrain_plugins.nodule.model.mining import HardNegatives
 
 Pair = tuple[Tensor, Tensor]
 Weighting = Literal["fixed", "learned", "scheduled"]
-TARGETS = {"segmentation": "mask"}  # batch keys of targets that are not called as their head
-DEEP_FACTOR = 0.5  # of each coarser level of deep supervision
+TARGETS = {"segmentation": "mask"}  # batch keys of targets whose name differs from their head's
+DEEP_FACTOR = 0.5  # factor of each coarser level of deep supervision
 
 
 @dataclass(frozen=True)
 class MapLoss:
-    """A loss of logits (B, 1, d, h, w) against targets in [0, 1], NaN where nothing is known, as (sum, weight).
+    """A loss of logits (B, 1, d, h, w) against targets in [0, 1], NaN where unknown, as (sum, weight).
 
     penalty_reduced_focal: divided by the number of centres (targets of exactly 1) in all processes, at least by 1.
-    focal, bce: divided by the number of entries that count. dice: of each sample, divided by the number of samples with
-    a known entry. alpha, gamma: of focal. penalty_alpha, penalty_beta: of penalty_reduced_focal. pos_weight: of bce.
-    smooth, squared: of dice. mining: which entries count; not for dice, which is a ratio of whole samples.
+    focal, bce: divided by the number of entries used. dice: of each sample, divided by the number of samples with a
+    known entry. alpha, gamma: of focal. penalty_alpha, penalty_beta: of penalty_reduced_focal. pos_weight: of bce.
+    smooth, squared: of dice. mining: which entries are used; not for dice, which is a ratio of whole samples.
     """
 
     kind: Literal["penalty_reduced_focal", "focal", "bce", "dice"] = "penalty_reduced_focal"
@@ -52,7 +52,7 @@ class MapLoss:
         known = target.isfinite()
         values = torch.where(known, target, 0.0)
         if self.kind == "dice":
-            # Voxels that nothing is known about are outside both masks.
+            # Unknown voxels are outside both masks.
             losses = dice(torch.where(known, logits, -100.0), values, self.smooth, self.squared)
             return torch.where(known.flatten(1).any(dim=1), losses, 0.0).sum(), self.weight(target)
         losses = self._entries(logits, values)
@@ -60,7 +60,7 @@ class MapLoss:
         return torch.where(counted, losses, 0.0).sum(), self.weight(target)
 
     def weight(self, target: Tensor) -> Tensor:
-        """What the sum is divided by, float32."""
+        """The divisor of the sum, float32."""
         if self.kind == "dice":
             count = target.isfinite().flatten(1).any(dim=1).sum()
         elif self.kind == "penalty_reduced_focal":
@@ -85,17 +85,16 @@ class NoduleLoss:
 
     outputs: maps by task. batch: targets of the same names (`targets.make_targets`, stacked), `mask` (B, 1, D, H, W)
     for the segmentation. Offsets and diameters (smooth L1) and triage (weighted cross-entropy) are averaged over the
-    voxels where their target is known, which is near labelled centres; without any the sum is a zero with graph.
+    voxels where their target is known, which is near labelled centres; without any, the sum is zero, with a graph.
 
-    tasks: the heads that are trained; those that are left out cost nothing. weights: factor of each task, default 1.
-    weighting: "fixed"; "scheduled": `schedule` gives (epoch, factor) points by task, straight lines between them, the
-    ends held (call `set_epoch`); "learned": each term L becomes e^-s L + s, s its entry of `outputs["log_variance"]`
-    (Kendall et al., CVPR 2018), on top of `weights`.
-    deep_levels: heatmaps of deep supervision that the model returns in training; each counts half of the finer one.
-    beta: of the smooth L1 losses.
+    tasks: the trained heads; others cost nothing. weights: factor of each task, default 1. weighting: "fixed";
+    "scheduled": `schedule` gives (epoch, factor) points by task, with linear interpolation between and constant values
+    beyond them (call `set_epoch`); "learned": each term L becomes e^-s L + s, s its entry of `outputs["log_variance"]`
+    (Kendall et al., CVPR 2018), on top of `weights`. deep_levels: heatmaps of deep supervision that the model returns
+    in training; each counts half of the finer one. beta: of the smooth L1 losses.
 
-    All terms are sums over voxels or samples, mined ones too, whose weights follow from the targets: they mean the same
-    on one process and on many, and with accumulation. Dice is computed sample by sample, mining likewise.
+    All terms, with mining too, are sums over voxels or samples with weights from the targets: they are the same on one
+    process and on many, and with accumulation. Dice and mining work sample by sample.
     """
 
     def __init__(
@@ -126,7 +125,7 @@ class NoduleLoss:
         self.set_epoch(0)
 
     def set_epoch(self, epoch: float) -> None:
-        """Take up the scheduled factors of an epoch, counted from 0."""
+        """Sets the scheduled factors of an epoch, counted from 0."""
         for task, points in self.schedule.items():
             epochs, factors = zip(*points, strict=True)
             self.factors[task] = float(np.interp(epoch, epochs, factors))
@@ -148,7 +147,7 @@ class NoduleLoss:
         return terms
 
     def weights(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The second halves of the terms in training, from the batch alone."""
+        """The weights of the terms in training, from the batch alone."""
         found = {}
         for task in self.tasks:
             target = self._target(task, batch)
@@ -169,7 +168,7 @@ class NoduleLoss:
         return torch.where(known, losses, 0.0).sum(), known.sum().float()
 
     def _weighted(self, task: str, outputs: Mapping[str, Any], total: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The sum times its factor; with learned weighting, and the + s that keeps e^-s from vanishing."""
+        """The sum times its factor; with learned weighting also e^-s, and + s, which keeps e^-s from becoming 0."""
         total = self.factors[task] * total
         if not self.learned:
             return total
@@ -196,5 +195,5 @@ class NoduleLoss:
 
 
 def _coarser(heatmap: Tensor, level: int) -> Tensor:
-    """A heatmap at 1 / 2^level of the size: the highest value of each block, so that centres stay exactly 1."""
+    """A heatmap at 1 / 2^level of the size: the maximum of each block, so that centres stay exactly 1."""
     return functional.max_pool3d(heatmap, 2**level, ceil_mode=True)

@@ -1,12 +1,12 @@
-"""Network and loss as the options say."""
+"""Builds the network and the loss from the options."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import torch
+from medtrain import seed_model
 from medtrain.errors import ConfigError
-from medtrain.runtime import determinism
 from torch import nn
 
 from medtrain_plugins.nodule.model.build import build_detector
@@ -40,7 +40,7 @@ def build_model(options: PivotOptions) -> DetectorModel:
 
 
 def build_loss(options: PivotOptions, model: nn.Module) -> NoduleLoss:
-    """The terms of the heads that are wanted and that the network has."""
+    """The loss, with the terms of the requested heads that the network has."""
     chosen = options.loss
     there = getattr(model, "tasks", ("heatmap",))
     tasks = [task for task in options.model.heads if task in there]
@@ -80,6 +80,6 @@ def map_loss(options: LossOptions, kind: str, mined: bool) -> MapLoss:
 
 
 def untrained_model(config: RunConfig, options: PivotOptions, device: torch.device) -> DetectorModel:
-    """The network as a run with this seed begins."""
-    determinism.seed_model(config.run.seed)
+    """The network as it is at the start of a run with this seed."""
+    seed_model(config.run.seed)
     return build_model(options).to(device)

@@ -1,4 +1,4 @@
-"""What every detector returns, the heads that make it, and detectors as the training loop sees them."""
+"""The output of every detector, its heads, and the detector in the form the training loop uses."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 TASKS = ("heatmap", "offset", "log_diameter", "triage", "segmentation")
-PRIOR = 0.01  # probability that a voxel is a centre, which the heatmap begins with
-USUAL_MM = 8.0  # diameter that the log_diameter begins with
+PRIOR = 0.01  # initial probability of the heatmap that a voxel is a centre
+USUAL_MM = 8.0  # initial diameter in mm
 
 Layer = Callable[[int], nn.Module]
 
@@ -36,10 +36,10 @@ class DetectorOutput(NamedTuple):
 
 
 class DenseHeads(nn.Module):
-    """Heads that say something at every voxel: 3 x 3 x 3 convolution, norm, activation, 1 x 1 x 1 convolution.
+    """Heads with a value at every voxel: 3 x 3 x 3 convolution, norm, activation, 1 x 1 x 1 convolution.
 
-    tasks: those of `TASKS` that are wanted; `heatmap` always is. features (B, C, d, h, w) -> maps by task; offsets have
-    gone through 0.5 tanh. The heatmap begins at a probability of 1 %, diameters at 8 mm.
+    tasks: the heads, out of `TASKS`; always with `heatmap`. features (B, C, d, h, w) -> maps by task; offsets are 0.5
+    tanh of the output. The heatmap starts at a probability of 1 %, diameters at 8 mm.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class DenseHeads(nn.Module):
 
 
 class DenseDetector(nn.Module):
-    """A network that makes features, and dense heads on top of them: image (B, 1, D, H, W) -> `DetectorOutput`.
+    """A network that computes features, with dense heads: image (B, 1, D, H, W) -> `DetectorOutput`.
 
-    backbone: (B, 1, D, H, W) -> (B, channels, D / s, H / s, W / s), s the output stride; with deep supervision, a
-    tuple of those and of coarser heatmaps. heads: None: the backbone's one channel is the heatmap already. divisor:
-    images are padded at their far ends, by repeating the border, to multiples of it, and the maps cropped back.
-    smallest: fewer voxels per axis are refused.
+    backbone: (B, 1, D, H, W) -> (B, channels, D / s, H / s, W / s), s the output stride; with deep supervision, a tuple
+    of those and of coarser heatmaps. heads: None if the backbone's one channel is the heatmap. divisor: images are
+    padded at their ends to multiples of it, by repeating the border, and the maps are cropped. smallest: the smallest
+    number of voxels per axis.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class DenseDetector(nn.Module):
         self._check(features, padded)
         maps = {"heatmap": features} if self.heads is None else self.heads(features)
         if "segmentation" in maps and self.output_stride > 1:
-            # Blocks of input voxels around output voxels, which is what align_corners=False means.
+            # Output voxels stand for blocks of input voxels, as with align_corners=False.
             maps["segmentation"] = functional.interpolate(
                 maps["segmentation"], size=padded.shape[2:], mode="trilinear", align_corners=False
             )
@@ -125,7 +125,7 @@ class DenseDetector(nn.Module):
         return DetectorOutput(**cropped, deep_heatmaps=deep)
 
     def _check(self, features: Any, image: Tensor) -> None:
-        """A network of the user's own may return anything."""
+        """The user's own network may return anything."""
         if not isinstance(features, Tensor):
             raise ConfigError(
                 f"the network {type(self.backbone).__name__} returns {type(features).__name__}; it must take and "
@@ -141,10 +141,11 @@ class DenseDetector(nn.Module):
 
 class DetectorModel(TensorModel):
     """A detector under the loop's contract: batch["image"] (B, 1, D, H, W) -> the maps by name, without those that are
-    switched off. Checkpoints hold the detector's own state dict.
+    switched off. Checkpoints contain the detector's own state dict.
 
     learned_weights: adds `log_variance` (T,), one trained number per task of the detector (Kendall et al., CVPR 2018),
-    which the loss weighs the tasks by. They are parameters of the detector, where optimizers and checkpoints see them.
+    by which the loss weights the tasks. They are parameters of the detector, so optimizers and checkpoints include
+    them.
     """
 
     def __init__(self, detector: nn.Module, learned_weights: bool = False) -> None:
@@ -158,19 +159,19 @@ class DetectorModel(TensorModel):
         if not outputs["deep_heatmaps"]:
             del outputs["deep_heatmaps"]
         if (log_variance := getattr(self.module, "log_variance", None)) is not None:
-            # A view of its own, so that DDP finds the parameter in what the model returns.
+            # A view, so that DDP finds the parameter in the model's output.
             outputs["log_variance"] = log_variance * 1
         return outputs
 
 
 def begin_at_prior(layer: nn.Conv3d) -> None:
-    """Set the bias so that the layer begins at the prior probability of a centre."""
+    """Sets the bias so that the layer starts at the prior probability of a centre."""
     assert layer.bias is not None
     nn.init.constant_(layer.bias, -math.log((1 - PRIOR) / PRIOR))
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """Raise ConfigError for heads that do not exist, or none for the heatmap."""
+    """Raises ConfigError for unknown heads, or if the heatmap is missing."""
     if unknown := [task for task in tasks if task not in TASKS]:
         raise ConfigError(f"there is no head {unknown[0]!r}; there are {', '.join(TASKS)}")
     if "heatmap" not in tasks:
@@ -178,7 +179,7 @@ def check_tasks(tasks: Sequence[str]) -> None:
 
 
 def check_volume(image: Tensor, smallest: int, who: str, depth: int) -> None:
-    """Raise DataError for images that are no (B, C, D, H, W), or too small to be halved `depth` times."""
+    """Raises DataError for images that are not (B, C, D, H, W), or are too small for `depth` halvings."""
     if image.dim() != 5:
         raise DataError(f"{who} takes images (B, 1, D, H, W), not {tuple(image.shape)}")
     if min(image.shape[2:]) < smallest:

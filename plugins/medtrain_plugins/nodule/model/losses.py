@@ -1,7 +1,7 @@
 """The losses of single tasks, entry by entry: focal, Dice, cross-entropies, smooth L1.
 
 All of them take logits, compute in float32 at least (also inside autocast), and return one value per entry (Dice: per
-sample); `reduce` makes a number of those. `multi_task.NoduleLoss` puts them together.
+sample); `reduce` makes one number of them. `detector_loss.NoduleLoss` combines them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Reduction = Literal["mean", "sum", "none"]
-CLAMP = 1e-7  # of probabilities, where a loss is given those
+CLAMP = 1e-7  # probabilities are clamped to [EPSILON, 1 - EPSILON]
 
 
 def reduce(losses: Tensor, reduction: Reduction) -> Tensor:
@@ -37,9 +37,9 @@ def focal(
 ) -> Tensor:
     """The binary focal loss (Lin et al., ICCV 2017): a_t (1 - p_t)^gamma times the cross-entropy.
 
-    logits, target: one shape, any; targets in [0, 1], fractional ones too. alpha: weight of the positive class, gamma:
-    how little easy entries count. from_logits: False takes probabilities, which are clamped to [1e-7, 1 - 1e-7].
-    Raises ValueError for an alpha outside [0, 1], a negative gamma, or shapes that differ.
+    logits, target: of one shape, any; targets in [0, 1], also fractional. alpha: weight of the positive class, gamma:
+    how much easy entries are down-weighted. from_logits: False takes probabilities, which are clamped to [1e-7, 1 -
+    1e-7]. Raises ValueError for an alpha outside [0, 1], a negative gamma, or shapes that differ.
     """
     if not 0 <= alpha <= 1 or gamma < 0:
         raise ValueError(f"focal loss: alpha {alpha} must lie in [0, 1], gamma {gamma} must not be negative")
@@ -51,10 +51,10 @@ def focal(
 
 
 def penalty_reduced_focal(logits: Tensor, target: Tensor, alpha: float = 2.0, beta: float = 4.0) -> Tensor:
-    """The focal loss of heatmaps (Law and Deng, ECCV 2018), by entry: near a centre a high value costs little.
+    """The focal loss of heatmaps (Law and Deng, ECCV 2018), by entry: near a centre, high values cost little.
 
-    -(1 - p)^alpha ln p where the target is exactly 1, -(1 - Y)^beta p^alpha ln(1 - p) elsewhere. To be summed and
-    divided by the number of entries that are 1 (at least by 1).
+    -(1 - p)^alpha ln p where the target is exactly 1, -(1 - Y)^beta p^alpha ln(1 - p) elsewhere. The caller sums the
+    entries and divides by the number of targets that are 1 (at least by 1).
     """
     logits, target = _pair(logits, target)
     probability = logits.sigmoid()
@@ -68,8 +68,8 @@ def dice(
 ) -> Tensor:
     """One minus the soft Dice coefficient of each sample, its channels averaged: (B, C, *size) twice -> (B,).
 
-    One channel goes through a sigmoid, several through a softmax. smooth: added above and below, so that two empty
-    masks agree. squared: the squares of prediction and target in the denominator (Milletari et al., 3DV 2016).
+    One channel goes through a sigmoid, several through a softmax. smooth: added to numerator and denominator, so that
+    two empty masks agree. squared: squares of prediction and target in the denominator (Milletari et al., 3DV 2016).
     """
     logits, target = _pair(logits, target)
     probability = logits
@@ -104,7 +104,7 @@ def weighted_bce(
     reduction: Reduction = "none",
     from_logits: bool = True,
 ) -> Tensor:
-    """Cross-entropy with a factor for either part: w_pos y softplus(-z) + w_neg (1 - y) softplus(z), any y in [0, 1].
+    """Cross-entropy with a factor for each part: w_pos y softplus(-z) + w_neg (1 - y) softplus(z), any y in [0, 1].
 
     Factors: a number, or one per channel (dim 1).
     """

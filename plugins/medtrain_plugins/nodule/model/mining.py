@@ -1,4 +1,4 @@
-"""Hard negatives: of each sample's background only the entries with the largest loss count."""
+"""Hard negatives: of each sample's background, only the entries with the largest loss are used."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class MiningCounts(NamedTuple):
 
 @dataclass(frozen=True)
 class HardNegatives:
-    """Which entries count: all positives, and the negatives of largest loss (Shrivastava et al., CVPR 2016).
+    """Which entries are used: all positives, and the negatives with the largest loss (Shrivastava et al., CVPR 2016).
 
-    ratio: most negatives per positive; None: no such limit. hardest_fraction: most negatives as a share of the
-    sample's negatives, so 0.5 never looks at the easier half. min_negatives: as many are kept of a sample with few
-    positives, or none, if `hardest_fraction` leaves them. threshold: targets above it are positives.
+    ratio: largest number of negatives per positive; None: no limit. hardest_fraction: largest share of the sample's
+    negatives, so 0.5 never uses the easier half. min_negatives: number kept for a sample with few or no positives,
+    within `hardest_fraction`. threshold: targets above it are positives.
 
-    How many are selected depends on the targets alone, so a sum over the selected entries and their number are the
-    same on one process and on many.
+    The number selected depends on the targets alone, so the sum over the selected entries and their number are the same
+    on one process and on many.
     """
 
     ratio: float | None = 3.0
@@ -46,10 +46,10 @@ class HardNegatives:
             raise ValueError("hard negatives: hardest_fraction must lie in (0, 1], min_negatives must not be negative")
 
     def counts(self, target: Tensor) -> MiningCounts:
-        """target (B, ...), NaN where nothing is known -> how many entries of every sample count."""
+        """target (B, ...), NaN where unknown -> the number of used entries of every sample."""
         rows = target.flatten(1)
         positives, negatives = (rows > self.threshold).sum(dim=1), (rows <= self.threshold).sum(dim=1)
-        # A hair above, so that 0.1 * 30 is 3.
+        # Slightly larger, so that 0.1 * 30 gives 3.
         hardest = torch.ceil(negatives * self.hardest_fraction - 1e-9).long()
         if self.ratio is None:
             return MiningCounts(positives, negatives, hardest)
@@ -57,7 +57,7 @@ class HardNegatives:
         return MiningCounts(positives, negatives, torch.minimum(wanted, hardest))
 
     def select(self, losses: Tensor, target: Tensor) -> Tensor:
-        """The entries that count, as bools: losses and target (B, ...) -> (B, ...)."""
+        """The used entries, as bools: losses and target (B, ...) -> (B, ...)."""
         rows, targets = losses.detach().flatten(1), target.flatten(1)
         negative = targets <= self.threshold
         order = torch.where(negative, rows, -torch.inf).argsort(dim=1, descending=True, stable=True)
@@ -67,6 +67,6 @@ class HardNegatives:
         return ((targets > self.threshold) | hard).view(losses.shape)
 
     def __call__(self, losses: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of the losses that count, with graph also when none does, and their number."""
+        """The sum of the used losses (with a graph also if none is used), and their number."""
         selected = self.select(losses, target)
         return torch.where(selected, losses, 0.0).sum(), self.counts(target).selected.sum()

@@ -68,8 +68,8 @@ class UNet3D(nn.Module):
 class ReferenceUNet(nn.Module):
     """The U-Net and its heads: 22,579,494 parameters, 126 state-dict entries with the defaults.
 
-    Size and triage are means over the whole patch, so that all nodules of a patch share them: kept for published
-    settings and weights, not to be preferred.
+    Size and triage are means over the whole patch, so all nodules of a patch share them. It is kept for published
+    settings and weights; prefer another network.
     """
 
     output_stride = 1
@@ -96,10 +96,10 @@ class ReferenceUNet(nn.Module):
         }
 
     def forward(self, image: Tensor) -> DetectorOutput:
-        """The same as dense maps, trained and read like those of any other network; size and triage are constant."""
+        """The same as dense maps, as of any other network; size and triage are constant."""
         found = self.heads(image)
         size = (-1, -1, *image.shape[2:])
-        # Smooth and positive: a millimetre is a millimetre from about 3 on.
+        # Smooth and positive; nearly the identity from about 3 mm.
         log_diameter = functional.softplus(found["size"].float()).log()
         return DetectorOutput(
             heatmap=found["center"],
@@ -111,11 +111,11 @@ class ReferenceUNet(nn.Module):
 
 
 def import_reference_state(state: Mapping[str, Any], model: ReferenceUNet) -> dict[str, Tensor]:
-    """A state dict of the same architecture under other names, under the names of `model`.
+    """The state dict of the same architecture with other names, renamed to those of `model`.
 
     Entries are matched in the order of their layers: convolutions with their batch norm, transposed convolutions, and
-    the 1 x 1 x 1 ones, heads by what their name says (seg, center / centre, size, triage). Raises CheckpointError when
-    they do not fit.
+    the 1 x 1 x 1 ones, heads by their name (seg, center / centre, size, triage). Raises CheckpointError if they do not
+    fit.
     """
     own = model.state_dict()
     given, wanted = _by_kind(state), _by_kind(own)

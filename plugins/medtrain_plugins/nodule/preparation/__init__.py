@@ -1,1 +1,1 @@
-"""From scans on disk to a checked, prepared manifest."""
+"""From scans on disk to prepared scans with a manifest: checks, resampling, splits, and figures of a scan."""

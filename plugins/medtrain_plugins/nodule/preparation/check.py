@@ -1,7 +1,6 @@
-"""`medtrain data check nodule`: whether scans, tables and manifests can be trained on, and what is odd about them.
+"""`medtrain data check nodule`: whether scans, tables and manifests can be used, and what is unusual.
 
-Nothing is changed and nothing is dropped: each problem names the file and the row, and the rows of a table are counted
-out completely.
+Nothing is changed and nothing is dropped: each problem names the file and the row, and every row of a table is counted.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ ANISOTROPY, ISOTROPIC = 0.5, 0.1
 HU, MEAN_HU, LEAST_STD = (-2000.0, 3000.0), (-900.0, 100.0), 10.0
 EMPTY = 1e-6
 COVERAGE = 0.5
-# No chest is farther than this from the origin of a scanner, mm: across the table, and along it.
+# The largest plausible distance of a chest from the scanner's origin, mm: across the table, and along it.
 FARTHEST_MM = (1000.0, 1000.0, 5000.0)
 DIAMETERS_MM = (1.0, 100.0)
 
 
 @dataclass(frozen=True)
 class FailedCheck:
-    """One check that something did not pass. check: its name. where: file, row or scan."""
+    """One failed check. check: its name. where: file, row or scan."""
 
     check: str
     severity: Severity
@@ -50,7 +49,7 @@ def check_volume(volume: Volume, where: str = "") -> list[FailedCheck]:
 
 
 def check_geometry(geometry: Geometry, where: str) -> list[FailedCheck]:
-    """Shape and spacing: at least 32 voxels an axis, 0.1 to 10 mm, and a warning for much unlike spacings."""
+    """Shape and spacing: at least 32 voxels per axis, 0.1 to 10 mm, and a warning for very different spacings."""
     found = []
     if min(geometry.shape) < SMALLEST:
         said = f"{_by(geometry.shape)} voxels (z, y, x); at least {SMALLEST} along each axis are needed"
@@ -125,7 +124,7 @@ def quality(volume: Volume) -> dict[str, Any]:
 def summary(found: Iterable[FailedCheck], total: int) -> dict[str, Any]:
     """As JSON: total_checks, passed, failed, warnings, errors and warning_messages as texts, is_valid.
 
-    total: how many checks were made. A check that found several things of one kind in one place failed once.
+    total: the number of checks. Several problems of one kind in one place count as one failed check.
     """
     found = list(found)
     failed = {(one.check, one.where) for one in found if one.severity == "error"}
@@ -149,12 +148,12 @@ def check_table(
     scans: Mapping[str, Geometry] | None = None,
     margin: float = 0.0,
 ) -> tuple[list[FailedCheck], dict[str, Any]]:
-    """A LUNA16 table: what is odd, and what became of its rows.
+    """Checks a LUNA16 table; returns the failed checks and the account of its rows.
 
-    listed: the series there should be. scans: series -> geometry of the scans that are there; without them,
-    coordinates are only compared with what any scanner reaches. margin: see `check_nodules`.
-    The account (`rows`, `usable`, `repeated`, `outside`, `unknown_series`, `implausible`, each with the places) adds
-    up: a row is counted once, under the first of these that holds for it.
+    listed: the expected series. scans: series -> geometry of the scans; without them, coordinates are only compared
+    with the reach of any scanner. margin: see `check_nodules`. The account (`rows`, `usable`, `repeated`, `outside`,
+    `unknown_series`, `implausible`, each with the places) adds up: a row is counted once, under the first of these that
+    applies.
     """
     name = findings.name
     found: list[FailedCheck] = []
@@ -207,7 +206,7 @@ def as_json(found: Iterable[FailedCheck]) -> list[dict[str, str]]:
 
 
 def by_kind(found: Iterable[FailedCheck], limit: int = 3) -> list[str]:
-    """Findings for people: one line a check, errors first, with the first few places."""
+    """Failed checks as text: one line per check, errors first, with the first few places."""
     found = list(found)
     counts = Counter((one.severity, one.check) for one in found)
     lines = []
@@ -245,7 +244,7 @@ def _values(array: Array) -> Iterable[tuple[str, Severity, str]]:
 
 
 def _moments(values: Array) -> tuple[float, float]:
-    """Mean and standard deviation, slice by slice: in double precision at once a scan would take gigabytes."""
+    """Mean and standard deviation, slice by slice: a whole scan in double precision would take gigabytes."""
     parts = [part.astype(np.float64) for part in values] if values.ndim < 2 else values
     mean = sum(float(np.sum(part, dtype=np.float64)) for part in parts) / values.size
     square = sum(float(np.square(part.astype(np.float64) - mean).sum()) for part in parts) / values.size
@@ -272,7 +271,7 @@ def _odd_diameters(findings: Findings, kind: str) -> list[FailedCheck]:
 
 
 def _near(findings: Findings, state: Mapping[int, str]) -> list[FailedCheck]:
-    """Nodules of one scan whose centres lie within each other's radius: perhaps one nodule annotated twice."""
+    """Nodules of one scan whose centres lie within each other's radius: possibly one nodule annotated twice."""
     by_series: dict[str, list[int]] = {}
     for index, series in enumerate(findings.series):
         if state.get(index) != "repeated":

@@ -26,7 +26,7 @@ from medtrain_plugins.nodule.scans.manifest import ManifestRow, open_array, read
 from medtrain_plugins.nodule.scans.sources import Source, Watch, find_sources
 from medtrain_plugins.nodule.scans.volume import read_geometry, read_volume
 
-# Checks made of each thing: of a geometry, of values, of a table.
+# Number of checks of a geometry, of values, of a table.
 _GEOMETRY = ("readable", "shape", "spacing", "anisotropy", "reader", "repeated series")
 _VALUES = ("finite", "HU range", "HU mean", "contrast", "zero slices")
 _TABLE = (
@@ -58,10 +58,10 @@ def inspect(
     margin: float = 0.0,
     watch: Watch = _all,
 ) -> tuple[dict[str, Any], list[FailedCheck]]:
-    """The report, as JSON (`summary`, `scans`, `left_out`, `tables`, `findings`), and its findings.
+    """The report, as JSON (`summary`, `scans`, `left_out`, `tables`, `findings`), and the failed checks.
 
-    source: folder of scans, or one scan. headers: geometry only. margin: mm that nodules should keep from the faces.
-    Raises UsageError for a folder that is not there; everything else that is wrong is a finding.
+    source: folder of scans, or one scan. headers: geometry only. margin: smallest distance in mm of nodules from the
+    faces. Raises UsageError for a missing folder; every other problem is a failed check.
     """
     found: list[FailedCheck] = []
     total = 0
@@ -142,7 +142,7 @@ def inspect(
 
 
 def _check_manifest(path: Path, margin: float, found: list[FailedCheck], watch: Watch) -> tuple[list[ManifestRow], int]:
-    """The rows of a manifest, and how many checks were made of them; what is wrong goes to `found`."""
+    """The rows of a manifest, and the number of checks; failed checks are added to `found`."""
     try:
         rows = read_manifest(path)
     except DataError as error:

@@ -1,7 +1,7 @@
-"""`medtrain data prepare nodule`: CT scans of any format as arrays of one spacing, with a manifest to train from.
+"""`medtrain data prepare nodule`: CT scans of any format as arrays of one spacing, with a manifest for training.
 
-Scans are read, checked, resampled and written by several processes, each complete or not at all; what is there is not
-made again. Annotations and the split are worked out afresh every time, from tables or from readings of LIDC-IDRI.
+Several processes read, check, resample and write scans. Each scan is written completely or not at all, and existing
+scans are not made again. Annotations and the split are computed every time, from tables or from readings of LIDC-IDRI.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ from medtrain_plugins.nodule.scans.sources import SkippedFile, Source, Watch, fi
 Array = npt.NDArray[Any]
 
 REPORT, SCANS = "preparation.json", "scans"
-# Less than air: what scanners fill the corners with.
+# Below air: scanners fill the corners with such values.
 LEAST_HU = -1024
 _LABELS = 255
 
 
 @dataclass(frozen=True)
 class ScanPreparation:
-    """How scans are made.
+    """How scans are prepared.
 
     spacing: z, y, x in mm. interpolation: linear or bspline. lungs: "mask" writes a lung mask; "crop" also cuts the
-    scan to the lungs and `margin` mm around them; "none" looks for no lungs. min_readers: of LIDC nodules, those with
-    fewer readers are irrelevant findings. force: read DICOM files without their mark.
+    scan to the lungs and `margin` mm around them; "none" looks for no lungs. min_readers: LIDC nodules with fewer
+    readers are irrelevant findings. force: also read files without the DICOM prefix.
     """
 
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -101,15 +101,14 @@ def prepare(
     """Writes the scans in the folder `source` to the folder `out`, with `manifest.jsonl`; returns the report.
 
     annotations, excluded: LUNA16 tables of nodules and of irrelevant findings. lidc: folder of the XML of readings,
-    instead of tables. patients: CSV with series and patient, for files that do not say whose they are; without it, a
-    scan of no known patient is a patient. split, seed: see `splits.parse_split`. overwrite: make scans again that are
-    there. dry_run: read headers, write nothing. workers: processes, default one per CPU.
-    allow_unreadable: no error when some scans cannot be read.
+    instead of tables. patients: CSV with series and patient, for files without a patient; without it, a scan of an
+    unknown patient counts as a patient of its own. split, seed: see `splits.parse_split`. overwrite: prepare existing
+    scans again. dry_run: read headers, write nothing. workers: processes, default one per CPU. allow_unreadable: no
+    error when some scans cannot be read.
 
-    The report (`preparation.json` in `out`): settings, counts, scans with their status, figures and findings, left_out,
-    tables (what became of each row), split with the SHA-256 of the manifest.
-    Raises UsageError for arguments that cannot be used; DataError when no scan is there in the end, and, after all else
-    is done, when scans could not be read.
+    The report (`preparation.json` in `out`): settings, counts, scans with their status, figures and failed checks,
+    left_out, tables (the outcome of each row), split with the SHA-256 of the manifest. Raises UsageError for unusable
+    arguments; DataError if there is no scan, and, after everything else is done, if scans could not be read.
     """
     settings = settings or ScanPreparation()
     method = parse_split(split)
@@ -195,7 +194,7 @@ def prepare(
 
 
 def table_lines(report: Mapping[str, Any]) -> list[str]:
-    """What became of the rows of each table, for people."""
+    """The outcome of the rows of each table, as text."""
     lines = []
     for name, account in report["tables"].items():
         lines.append(f"{name}: {account['placed']} of {account['rows']} rows are in scans")
@@ -262,12 +261,12 @@ def _make(task: _Task, settings: ScanPreparation) -> _Made:
 
 
 def _padded(array: Array) -> Array:
-    """Corners that scanners fill with less than air become air, so that no edge appears when resampling."""
+    """Corners with values below air become air, so that resampling makes no edge."""
     return np.asarray(np.maximum(array, array.dtype.type(LEAST_HU)))
 
 
 def _read_marks(path: Path, volume: Volume, settings: ScanPreparation) -> tuple[dict[str, Any], Array]:
-    """LIDC nodules of a scan, as JSON, and their label map on the scan's voxels."""
+    """The LIDC nodules of a scan, as JSON, and their label map on the scan's voxels."""
     from medtrain_plugins.nodule.annotations.lidc import consensus, mark_centres, read_lidc
 
     reading = read_lidc(path)
@@ -316,7 +315,7 @@ def _write_beside(image: Path, kind: str, array: Array) -> str:
 
 
 def _row(task: _Task, told: Mapping[str, Any], owner: Mapping[str, str]) -> ManifestRow:
-    """The manifest's row of a prepared scan, with the nodules of LIDC where it was read."""
+    """The manifest row of a prepared scan, with its LIDC nodules if a reading was given."""
     z, y, x = told["shape"]
     geometry = Geometry((z, y, x), np.array(told["affine"]))
     nodules: list[Nodule] = []
@@ -356,7 +355,7 @@ def _row(task: _Task, told: Mapping[str, Any], owner: Mapping[str, str]) -> Mani
 def _annotate(
     rows: list[ManifestRow], tables: Mapping[str, tuple[Findings, dict[str, dict[str, Any]]]], report: dict[str, Any]
 ) -> list[ManifestRow]:
-    """The rows with the findings of the tables; what became of the tables' rows goes to the report."""
+    """The rows with the findings of the tables; the outcome of the tables' rows is added to the report."""
     scans = {row.series: row.geometry for row in rows}
     for field, (findings, more) in tables.items():
         inside, outside, account = place_findings(findings, scans, more)
@@ -385,7 +384,7 @@ def _read_tables(
 
 
 def _read_patients(path: Path | None) -> dict[str, str]:
-    """Series -> patient, of a CSV with columns of (nearly) these names."""
+    """Series -> patient, from a CSV with columns of these names or similar ones."""
     if path is None:
         return {}
     table = read_table(path)
@@ -401,7 +400,7 @@ def _read_patients(path: Path | None) -> dict[str, str]:
 
 
 def _find_readings(folder: Path | None) -> tuple[dict[str, Path], list[SkippedFile]]:
-    """Series -> XML of its reading; files that are no such reading are left out with the reason."""
+    """Series -> XML of its reading; other files are skipped with the reason."""
     if folder is None:
         return {}, []
     from medtrain_plugins.nodule.annotations.lidc import read_lidc
@@ -425,7 +424,7 @@ def _find_readings(folder: Path | None) -> tuple[dict[str, Path], list[SkippedFi
 
 
 def _key(task: _Task, settings: ScanPreparation) -> str:
-    """Changes when a scan must be made again: another source, another reading, another way of making it."""
+    """A key that changes when a scan must be prepared again: other files, another reading, other settings."""
     files = [*task.source.files, *([task.reading] if task.reading else [])]
     stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return sha256(json.dumps([stamps, asdict(settings)]).encode()).hexdigest()
@@ -441,7 +440,7 @@ def _is_made(task: _Task, settings: ScanPreparation) -> bool:
 
 
 def _file_name(series: str) -> str:
-    """The series where it can be the name of a file, else a legible part of it and its hash."""
+    """The series if it can be a file name, else a readable part of it and its hash."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}", series):
         return series
     return re.sub(r"[^A-Za-z0-9_-]+", "_", series)[:60].strip("_") + "-" + sha256(series.encode()).hexdigest()[:12]

@@ -17,10 +17,10 @@ from medtrain_plugins.nodule.scans.manifest import ManifestRow, Nodule
 
 Array = npt.NDArray[Any]
 
-# Axis through which a plane is cut, and the axes that run down and to the right in the picture.
+# The axis across a plane, and the axes that run down and to the right in the figure.
 _PLANES = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}
 _CLOSE_MM = 50.0
-# Of a nodule whose size nobody measured.
+# Diameter that is drawn for a nodule of unknown size.
 _UNMEASURED_MM = 5.0
 
 
@@ -36,9 +36,9 @@ def show_scan(
 ) -> list[Path]:
     """Writes PNG panels to the folder `out`: an overview, and one for each nodule; returns their paths.
 
-    array: (Z, Y, X) HU. Nodules are circled in red, irrelevant findings in yellow, where the plane cuts them. Pictures
-    are as radiologists look at them: the patient's right is on the left, the head is up.
-    Raises DataError when nothing can be written there.
+    array: (Z, Y, X) HU. Nodules are circled in red, irrelevant findings in yellow, where the plane cuts them. The
+    orientation is radiological: the patient's right is on the left, the head is up. Raises DataError if the folder
+    cannot be written.
     """
     window = window or Intensity()
     try:
@@ -70,7 +70,7 @@ def _overview(
     window: Intensity,
     path: Path,
 ) -> Path:
-    """The three planes through the first nodule, or the middle of the scan, whole."""
+    """The three whole planes through the first nodule, or through the middle of the scan."""
     centre = np.array(nodules[0].voxel) if nodules else (np.array(array.shape) - 1) / 2
     figure, axes = _figure()
     for axis, (plane, order) in zip(axes, _PLANES.items(), strict=True):
@@ -125,7 +125,7 @@ def _draw(
         cmap="gray",
         vmin=low,
         vmax=high,
-        # The head is up, where indices grow; the back is down.
+        # Up is the head, where indices grow; down is the back.
         origin="lower" if down == 0 else "upper",
         aspect=spacing[down] / spacing[right],
         interpolation="nearest",

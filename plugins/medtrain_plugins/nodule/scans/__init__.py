@@ -1,1 +1,1 @@
-"""Scans as volumes: reading, resampling, intensities."""
+"""Scans as volumes: finding, reading, resampling, intensities, lungs, and the manifest of prepared scans."""

@@ -1,6 +1,6 @@
-"""From Hounsfield units to what the network sees: one transform, stored with the run and used again at inference.
+"""From Hounsfield units to the network's input: one transform, stored with the run and used again at inference.
 
-A fixed window, never the volume's own minimum and maximum: a piece of metal must not darken the lungs.
+The window is fixed. The volume's own minimum and maximum are not used: a piece of metal must not darken the lungs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Intensity:
-    """Clips to `window` (HU) and maps it linearly to `target`; raises ConfigError for empty or endless ranges."""
+    """Clips to `window` (HU) and maps it linearly to `target`; raises ConfigError for empty or infinite ranges."""
 
     window: tuple[float, float] = (-1000.0, 400.0)
     target: tuple[float, float] = (0.0, 1.0)
@@ -41,7 +41,9 @@ class Intensity:
         given = np.asarray(hu)
         if given.dtype != np.int16 or not (low.is_integer() and high.is_integer() and -32768 <= low < high <= 32767):
             given = given.astype(np.float32)
-        clipped = np.clip(given, given.dtype.type(low), given.dtype.type(high))  # whole HU as such: half the memory
+        clipped = np.clip(
+            given, given.dtype.type(low), given.dtype.type(high)
+        )  # whole HU stay integers: half the memory
         values: Array = np.subtract(clipped, np.float32(low), dtype=np.float32, order="C")
         values *= np.float32((top - bottom) / (high - low))
         if bottom:
@@ -49,7 +51,7 @@ class Intensity:
         return values
 
     def to_hu(self, values: npt.ArrayLike) -> Array:
-        """The inverse within the window, for pictures: float32 HU."""
+        """The inverse within the window, for figures: float32 HU."""
         low, high = self.window
         bottom, top = self.target
         return ((np.asarray(values, dtype=np.float32) - bottom) * ((high - low) / (top - bottom)) + low).astype(
@@ -62,7 +64,7 @@ class Intensity:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Intensity:
-        """Raises ConfigError for keys that are none of these."""
+        """The inverse of `as_dict`. Raises ConfigError for unknown keys."""
         unknown = set(stored) - {"window", "target"}
         if unknown:
             raise ConfigError(f"intensity: unknown keys {', '.join(sorted(unknown))}; it has window and target")

@@ -1,4 +1,4 @@
-"""Where the lungs are: air inside the body, by thresholds and connected parts. Good enough to aim patches."""
+"""Lung segmentation by thresholds and connected components. Good enough to place patches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Box = tuple[tuple[int, int, int], tuple[int, int, int]]
 
 # HU: between aerated lung and soft tissue.
 AIR_BELOW = -400.0
-# Of the scan's voxels: smaller air pockets (bowel, oesophagus, tubes) are no lung.
+# Share of the scan's voxels: smaller air pockets (bowel, oesophagus, tubes) are not lung.
 _SMALLEST = 0.002
 _WORKING_MM = 2.0
 _CLOSING_MM = 6.0
@@ -21,9 +21,9 @@ _CLOSING_MM = 6.0
 def lung_mask(hu: npt.ArrayLike, spacing: npt.ArrayLike) -> Array:
     """(Z, Y, X) HU and spacing z, y, x in mm -> bool mask of the lungs, vessels and nodules in them included.
 
-    Air that reaches the sides of a slice is outside the body; of the rest, the parts that are large are lungs. Holes
-    are closed by 6 mm, so that nodules at the pleura stay in. All False where no lung is found.
-    Worked out on voxels of about 2 mm and enlarged again.
+    Air that reaches the sides of a slice is outside the body; the large components of the rest are lungs. Holes are
+    closed by 6 mm, so that nodules at the pleura are included. All False where no lung is found. Computed on voxels of
+    about 2 mm, then enlarged again.
     """
     from scipy import ndimage
 
@@ -33,7 +33,7 @@ def lung_mask(hu: npt.ArrayLike, spacing: npt.ArrayLike) -> Array:
     labels, count = ndimage.label(small)
     if count == 0:
         return np.zeros(array.shape, dtype=bool)
-    # Top and bottom slices are cut through the lungs; only the four sides touch the air of the room.
+    # The lungs can reach the top and bottom slices; only the four sides touch the air of the room.
     sides = np.concatenate(
         [labels[:, 0].ravel(), labels[:, -1].ravel(), labels[:, :, 0].ravel(), labels[:, :, -1].ravel()]
     )
@@ -45,7 +45,7 @@ def lung_mask(hu: npt.ArrayLike, spacing: npt.ArrayLike) -> Array:
     if mask.any():
         radius = _CLOSING_MM / (step * np.asarray(spacing, dtype=np.float64))
         margin = [int(np.ceil(value)) + 1 for value in radius]
-        # Closing by distances: grown by the radius, then shrunk by it.
+        # Closing by distances: dilation by the radius, then erosion.
         padded = np.pad(mask, [(value, value) for value in margin])
         mm = step * np.asarray(spacing, dtype=np.float64)
         grown = ndimage.distance_transform_edt(~padded, sampling=mm) <= _CLOSING_MM

@@ -1,6 +1,6 @@
-"""Prepared scans: a `.npy` of voxels that can be mapped from disk, a `.json` beside it, and the manifest of them all.
+"""Prepared scans: a `.npy` of voxels that can be memory-mapped, a `.json` beside it, and the manifest of all scans.
 
-The manifest is JSON lines: one row a scan, with its geometry, its nodules and the side of the split it is on.
+The manifest is JSON lines: one row per scan, with its geometry, its nodules and its group of the split.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Nodule(BaseModel):
     """An annotated nodule.
 
     world: centre, x, y, z in mm (LPS). voxel: the same in the prepared array, z, y, x, continuous. diameter_mm: None
-    where no reader measured it. readers: how many marked it; None where the source does not say. Characteristics are
-    medians over the readers on the scales of LIDC, 1 to 5 (1 to 6 for two of them). score: triage score,
-    real-valued, 1 to 10, where the source has one or a malignancy. label: its value in the row's mask.
+    where no reader measured it. readers: how many marked it; None where unknown. Characteristics are medians over the
+    readers on the scales of LIDC, 1 to 5 (1 to 6 for two of them). score: triage score, real-valued, 1 to 10, where the
+    source has one or a malignancy. label: its value in the row's mask.
     """
 
     model_config = _STRICT
@@ -64,11 +64,11 @@ class ManifestRow(BaseModel):
     """A prepared scan.
 
     image: path of the array (Z, Y, X), int16 HU; in the file relative to it, once read absolute. spacing: z, y, x in
-    mm. affine: (4, 4), z, y, x -> world. checksum: SHA-256 of the image file. split: "" where there is none; fold:
-    the number of the fold that holds the scan out, where the manifest was dealt into folds. irrelevant: findings where
-    marks count neither way. unplaced: annotations that lie outside of the scan; nothing is trained on them.
-    mask: path of an array like the image, uint8: 0, or the label of a nodule. lungs: the same of the lungs, bool;
-    lung_box: first and last + 1 index of the lungs, z, y, x.
+    mm. affine: (4, 4), z, y, x -> world. checksum: SHA-256 of the image file. split: "" without a split; fold: the
+    number of the fold that holds the scan out, in a manifest with folds. irrelevant: findings whose candidates count
+    neither as true nor as false. unplaced: annotations outside the scan, which training does not use. mask: path of an
+    array like the image, uint8: 0, or the label of a nodule. lungs: the same for the lungs, bool; lung_box: first and
+    last + 1 index of the lungs, z, y, x.
     """
 
     model_config = _STRICT
@@ -101,19 +101,19 @@ class ManifestRow(BaseModel):
 
     @property
     def geometry(self) -> Geometry:
-        """World and voxels of the prepared array."""
+        """The geometry of the prepared array."""
         return Geometry(self.shape, np.array(self.affine, dtype=np.float64))
 
     def open(self) -> Array:
-        """The voxels (Z, Y, X), int16 HU, mapped read-only: what is not touched is not read. Raises DataError."""
+        """The voxels (Z, Y, X), int16 HU, memory-mapped read-only: only used parts are read. Raises DataError."""
         return open_array(Path(self.image), self.shape)
 
 
 def read_manifest(path: str | Path, *, verify: bool = False) -> list[ManifestRow]:
     """The rows of a manifest (or of the one in a folder), with absolute paths.
 
-    verify: compare the checksum of every image. Raises DataError that names the lines that cannot be used, repeated
-    series, patients on two sides of the split, and images that are missing.
+    verify: compare the checksum of every image. Raises DataError that names unusable lines, repeated series, patients
+    in two groups of the split, and missing images.
     """
     path = Path(path)
     if path.is_dir():
@@ -187,7 +187,7 @@ def write_prepared(path: Path, volume: Volume, extra: dict[str, Any] | None = No
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
-    """What `write_prepared` noted beside an array. Raises DataError."""
+    """The `.json` that `write_prepared` wrote beside an array. Raises DataError."""
     beside = sidecar(path)
     try:
         told = json.loads(beside.read_text(encoding="utf-8"))
@@ -200,7 +200,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
 
 
 def read_prepared(path: Path) -> Volume:
-    """A prepared scan, its voxels mapped from disk. Raises DataError."""
+    """A prepared scan with memory-mapped voxels. Raises DataError."""
     told = read_sidecar(path)
     z, y, x = told["shape"]
     return Volume(
@@ -214,7 +214,7 @@ def read_prepared(path: Path) -> Volume:
 
 
 def open_array(path: Path, shape: tuple[int, int, int]) -> Array:
-    """An array on disk, mapped read-only; raises DataError when it is not one of this shape."""
+    """An array on disk, memory-mapped read-only; raises DataError for another shape."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -225,7 +225,7 @@ def open_array(path: Path, shape: tuple[int, int, int]) -> Array:
 
 
 def sidecar(path: Path) -> Path:
-    """The description beside a prepared array."""
+    """The path of the `.json` beside a prepared array."""
     return path.with_suffix(".json")
 
 

@@ -1,6 +1,6 @@
-"""Volumes on a grid of another spacing, with the field of view kept.
+"""Volumes on a grid of another spacing, with the same field of view.
 
-The outer faces of the first voxels stay where they are, so the new origin lies half the change of spacing further in.
+The outer faces of the first voxels keep their positions, so the origin moves by half the change of spacing.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Interpolation = Literal["nearest", "linear", "bspline"]
 
 ORDERS: dict[str, int] = {"nearest": 0, "linear": 1, "bspline": 3}
 AIR = -1000.0
-# 1024 x 1024 x 1024: more is a spacing given in the wrong unit, not a chest.
+# 1024 x 1024 x 1024: a larger result means a spacing in the wrong unit, not a chest.
 _MOST_VOXELS = 2**30
-# Spacings that differ by less put the last of 10,000 voxels off by less than a thousandth of a voxel.
+# Spacings that differ by less move the last of 10,000 voxels by less than a thousandth of a voxel.
 _SAME = 1e-7
 
 
@@ -33,7 +33,7 @@ def resampled_shape(
     """Voxels along each axis at the spacing `target`; `spacing` and `target` in the order of `shape`, in mm.
 
     cover: enough voxels for the whole field of view, the last ones may reach beyond it; otherwise the nearest number,
-    halves to the even one.
+    and halves round to even.
     """
     exact = [size * float(old) / float(new) for size, old, new in zip(shape, spacing, target, strict=True)]
     z, y, x = (max(math.ceil(value - 1e-6) if cover else round(value), 1) for value in exact)
@@ -61,9 +61,9 @@ def resample(
     """The volume at the spacing `target` (z, y, x, mm).
 
     outside: the value of voxels whose centre lies beyond the field of view; None: that of the nearest voxel. Values
-    stay within the range of the input, also with B-splines; integers are rounded. bool arrays (masks) are taken with
-    the nearest voxel whatever `interpolation` says, and are False outside.
-    Raises UsageError for spacings and names that are none, DataError for a result of more than 2^30 voxels.
+    stay within the range of the input, also with B-splines; integers are rounded. bool arrays (masks) always get the
+    nearest voxel's value, whatever `interpolation` is, and are False outside. Raises UsageError for invalid spacings
+    and names, DataError for a result of more than 2^30 voxels.
     """
     if interpolation not in ORDERS:
         raise UsageError(f"interpolation {interpolation!r}: there is {', '.join(ORDERS)}")
@@ -94,7 +94,7 @@ def resample_array(
     *,
     outside: float | None,
 ) -> Array:
-    """`array` (Z, Y, X) on `shape` voxels, `factor` times as many a mm along each axis; dtype and range are kept."""
+    """`array` (Z, Y, X) on `shape` voxels, `factor` times as many per mm along each axis; dtype and range are kept."""
     from scipy.ndimage import affine_transform
 
     step = 1.0 / np.asarray(factor, dtype=np.float64)
@@ -103,7 +103,7 @@ def resample_array(
     source = array.astype(np.uint8) if dtype == np.bool_ else array
     if order > 0:
         source = source.astype(np.float32, copy=False)
-    # Between the face and the centre of an outermost voxel its own value holds.
+    # Between the face and the centre of an outermost voxel, its value is constant.
     result = affine_transform(
         source, step, offset=(step - 1) / 2, output_shape=tuple(shape), order=order, mode="nearest"
     )

@@ -14,7 +14,7 @@ from medtrain_plugins.imaging.volume import Volume, series_of_name
 from medtrain_plugins.nodule.scans.volume import read_geometry, read_volume
 
 SINGLE = (".mhd", ".mha", ".nrrd", ".nhdr", ".nii", ".nii.gz")
-# What lies beside scans and is none: voxels of .mhd and .nhdr, tables, readings, pictures, texts.
+# Files beside scans that are not scans: voxels of .mhd and .nhdr, tables, readings, images, texts.
 BESIDE = (
     ".raw",
     ".zraw",
@@ -37,7 +37,7 @@ Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 class Source(NamedTuple):
-    """A scan to read: its label relative to the folder searched, its series, and the files of it."""
+    """A scan to read: its label relative to the searched folder, its series, and its files."""
 
     label: str
     series: str
@@ -69,7 +69,7 @@ class Source(NamedTuple):
 
 
 class SkippedFile(NamedTuple):
-    """What is not taken: where it is, the kind of reason, and the reason."""
+    """A file or series that is skipped: where it is, the kind of reason, and the reason."""
 
     source: str
     kind: str
@@ -79,10 +79,10 @@ class SkippedFile(NamedTuple):
 def find_sources(
     folder: Path, *, modality: str = "CT", force: bool = False, run: Run | None = None, watch: Watch | None = None
 ) -> tuple[list[Source], list[SkippedFile]]:
-    """The scans in a folder and the folders in it, by label, and what is not taken.
+    """The scans in a folder and its subfolders, by label, and the skipped files.
 
-    modality: of the DICOM series to take. force: read files that lack the mark of DICOM as well. run: maps a function
-    over items, for many processes. Raises UsageError when the folder is not there.
+    modality: of the DICOM series to read. force: also read files without the DICOM prefix. run: maps a function over
+    items, such as `map` of a process pool. Raises UsageError when the folder is not there.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; name the folder of the scans with --source")
@@ -148,7 +148,7 @@ def _find_dicom(task: tuple[Path, Path, list[Path], str, bool]) -> tuple[list[So
 
 
 def subset_of(path: Path) -> int | None:
-    """The number of the subset folder a scan is in, as LUNA16 deals them (subset0 to subset9); None for others."""
+    """The number of the LUNA16 subset folder of a scan (subset0 to subset9); None for other folders."""
     for part in reversed(path.parts[:-1]):
         if match := _SUBSET.fullmatch(part):
             return int(match[1])

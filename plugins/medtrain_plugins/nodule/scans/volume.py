@@ -12,10 +12,10 @@ FORMATS = "a folder of DICOM files, .dcm, .nii, .nii.gz, .mhd, .mha, .nrrd, .nhd
 
 
 def read_volume(path: str | Path, *, series: str | None = None, force: bool = False) -> Volume:
-    """Reads a scan: a folder of DICOM files (folders in it included), or one file of any known format.
+    """Reads a scan: a folder of DICOM files (with subfolders), or one file of a known format.
 
-    series: which, where a folder holds several DICOM series. force: also take files without the mark of a DICOM file.
-    Raises DataError for what cannot be read or would lie about its geometry.
+    series: which one, if a folder holds several DICOM series. force: also read files without the DICOM prefix. Raises
+    DataError for files that cannot be read, or whose geometry would be wrong.
     """
     path = Path(path)
     name = path.name.lower()
@@ -46,7 +46,7 @@ def read_volume(path: str | Path, *, series: str | None = None, force: bool = Fa
 
 
 def read_geometry(path: str | Path, *, series: str | None = None, force: bool = False) -> Volume:
-    """As `read_volume`, by headers alone where the format has some: the array has the right shape and is all zero."""
+    """As `read_volume`, from headers alone if the format has them: the array has the right shape and is all zero."""
     path = Path(path)
     name = path.name.lower()
     if path.is_dir():

@@ -1,1 +1,1 @@
-"""Synthetic scans with nodules."""
+"""Synthetic chest CT with nodules, for demos and tests."""

@@ -1,7 +1,7 @@
-"""A chest as CT sees it, made up: body, ribs, spine, heart, lungs with branching vessels, and nodules in them.
+"""A synthetic chest CT: body, ribs, spine, heart, lungs with branching vessels, and nodules in them.
 
-Everything is drawn in millimetres on the grid of the scan; z, y, x run to the head, to the back and to the left. What
-tells of malignancy is how a nodule looks: malignant ones are spiculated and often part-solid.
+Everything is drawn in millimetres on the grid of the scan; z, y, x run to the head, to the back and to the left.
+Malignancy shows in the appearance of a nodule: malignant ones are spiculated and often part-solid.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ Volume = NDArray[np.float32]
 AIR, LUNG, FAT, TISSUE, BLOOD, BONE = -1000.0, -860.0, -100.0, 40.0, 50.0, 400.0
 SOLID, GROUND_GLASS, CALCIFIED = 40.0, -550.0, 350.0
 DIAMETERS_MM = (4.0, 20.0)
-SMALL_MM = (1.5, 2.8)  # findings too small to be nodules
+SMALL_MM = (1.5, 2.8)  # findings that are too small to be nodules
 GAP_MM = 4.0  # between findings
 SMALLEST = 32  # voxels along an axis
-PLACES = 400  # tried for each finding
+PLACES = 400  # positions tried for each finding
 
 
 @dataclass(frozen=True)
 class PhantomNodule:
-    """A nodule that was drawn. centre: z, y, x in mm from the first voxel. Ratings from 1 to 5, as in LIDC.
+    """A drawn nodule. centre: z, y, x in mm from the first voxel. Ratings from 1 to 5, as in LIDC.
 
     texture: 5 solid, 3 part-solid, 1 ground glass. relevant: False for findings that are too small to count.
     """
@@ -63,9 +63,10 @@ def make_phantom(
     small: int = 1,
     noise_hu: float = 20.0,
 ) -> Phantom:
-    """A phantom that fills its scan. nodules, small: how many, if there is room; small ones do not count as nodules.
+    """A phantom that fills its scan.
 
-    noise_hu: standard deviation; half again as much or half as little from scan to scan.
+    nodules, small: their numbers, if there is room; small ones do not count as nodules. noise_hu: standard deviation;
+    it varies from half to one and a half times this value between scans.
     """
     if len(shape) != 3 or min(shape) < SMALLEST or len(spacing) != 3 or min(spacing) <= 0:
         raise UsageError(
@@ -82,7 +83,7 @@ def make_phantom(
             chest.draw_nodule(nodule, 1 + len(drawn) if nodule.relevant else 0)
             drawn.append(nodule)
     noise = generator.standard_normal(chest.hu.shape, dtype=np.float32)
-    noise[:, :, 1:] += 0.5 * noise[:, :, :-1]  # reconstruction leaves neighbours alike
+    noise[:, :, 1:] += 0.5 * noise[:, :, :-1]  # reconstruction makes the noise of neighbours correlated
     chest.hu += noise * np.float32(noise_hu * generator.uniform(0.5, 1.5) / math.sqrt(1.25))
     hu = np.clip(np.rint(chest.hu), -1024, 3071).astype(np.int16)
     z, y, x = (float(step) for step in spacing)
@@ -90,7 +91,7 @@ def make_phantom(
 
 
 def _draw_nodule(generator: np.random.Generator, relevant: bool) -> PhantomNodule:
-    """What a nodule is like; its place is still open."""
+    """Draws the properties of a nodule, without its position."""
     diameter = float(generator.uniform(*(DIAMETERS_MM if relevant else SMALL_MM)))
     if not relevant:
         return PhantomNodule((0.0, 0.0, 0.0), diameter, 1.0, 1.0, 5.0, relevant=False)
@@ -104,7 +105,7 @@ def _draw_nodule(generator: np.random.Generator, relevant: bool) -> PhantomNodul
 
 
 class _Chest:
-    """The scan that is being drawn."""
+    """The scan while it is drawn."""
 
     def __init__(self, generator: np.random.Generator, shape: Sequence[int], spacing: Sequence[float]) -> None:
         self.generator = generator
@@ -131,7 +132,7 @@ class _Chest:
         )
 
     def draw_body(self) -> None:
-        """From the skin inwards."""
+        """Draws the body, from the skin inwards."""
         z, y, x = (axis - m for axis, m in zip(self.axes, self.middle.astype(np.float32), strict=True))
         rim = np.sqrt((y[:, None] / self.body[0]) ** 2 + (x / self.body[1]) ** 2).astype(np.float32)  # 1 at the skin
         mm = float(self.body.mean())
@@ -142,7 +143,7 @@ class _Chest:
             self._blend(_ramp(self._depth(centre, half)), LUNG + float(self.generator.normal(0, 15)))
         lung = self.hu < -400
         lung &= (rim < 0.93)[None]
-        # More blood, and less air, in the parts that lie lower.
+        # More blood and less air in the lower parts.
         self.hu += lung * (y / self.body[0] * 40)[None, :, None].astype(np.float32)
         self._blend(_ramp(self._depth(*self.heart)), BLOOD)
         spine = np.hypot(y[:, None] - 0.62 * self.body[0], x) - 0.13 * mm
@@ -157,7 +158,7 @@ class _Chest:
         flat[:, ring] = np.where(np.mod(height, 24) < 8, BONE, flat[:, ring])
 
     def draw_vessels(self) -> None:
-        """A tree from each hilum; the branches are what nodules are most easily mistaken for."""
+        """Draws a tree from each hilum; its branches look most similar to nodules."""
         for centre, half in self.lungs:
             inward = np.sign(self.middle[2] - centre[2])
             hilum = centre + np.array([0.0, 0.1 * half[1], 0.75 * inward * half[2]])
@@ -184,7 +185,7 @@ class _Chest:
                 self._grow(end, turned, radius * 0.72, length * 0.75, generations - 1, lung)
 
     def place(self, nodule: PhantomNodule, others: Sequence[PhantomNodule]) -> PhantomNodule | None:
-        """The nodule at a place in a lung, some at the pleura; None where there is no room left."""
+        """The nodule at a position in a lung, some at the pleura; None if there is no room."""
         radius = nodule.diameter_mm / 2
         for _ in range(PLACES):
             centre, half = self.lungs[self.generator.integers(2)]
@@ -209,7 +210,7 @@ class _Chest:
         return None
 
     def draw_nodule(self, nodule: PhantomNodule, label: int) -> None:
-        """The body of the nodule, a sphere with bumps of equal volume, and its spicules; label: in the mask."""
+        """Draws the nodule: a sphere with bumps of equal volume, and its spicules; label: in the mask."""
         centre, radius = np.array(nodule.centre), nodule.diameter_mm / 2
         hu = CALCIFIED if not nodule.relevant else SOLID if nodule.texture > 1 else GROUND_GLASS
         bumps = self.generator.normal(size=(3, 3)), self.generator.uniform(0, 2 * np.pi, 3)
@@ -241,7 +242,7 @@ class _Chest:
         return (first[0], first[1], first[2]), (last[0], last[1], last[2])
 
     def _depth(self, centre: Floats, half: Floats) -> Volume:
-        """Roughly how far inside of an ellipsoid voxels are, in mm."""
+        """The approximate depth of voxels inside an ellipsoid, in mm."""
         z, y, x = (((axis - c) / h) ** 2 for axis, c, h in zip(self.axes, centre, half, strict=True))
         outside = np.sqrt(z[:, None, None].astype(np.float32) + (y[:, None] + x).astype(np.float32))
         depth: Volume = (1 - outside) * np.float32(half.min())
@@ -251,7 +252,7 @@ class _Chest:
         self.hu += share * (np.float32(hu) - self.hu)
 
     def _lift(self, box: tuple[slice, ...], share: Floats, hu: float) -> None:
-        """Something denser, in part of each voxel."""
+        """Raises the density, by a share of each voxel."""
         part = self.hu[box]
         np.maximum(part, part + share.astype(np.float32) * (np.float32(hu) - part), out=part)
 
@@ -265,14 +266,14 @@ class _Chest:
         return box, [offsets[0][:, None, None], offsets[1][None, :, None], offsets[2][None, None]]
 
     def _capsule(self, start: Floats, end: Floats, radius: float, hu: float) -> None:
-        """A tube with round ends."""
+        """The share of each voxel in a tube with round ends."""
         along = end - start
         box, offsets = self._box((start + end) / 2, np.abs(along) / 2 + radius + 1)
-        # From the middle, so that the nearest point of the axis is within half its length.
+        # From the middle: the nearest point of the axis is within half its length.
         nearest = sum(a * offset for a, offset in zip(along, offsets, strict=True)) / (along @ along)
         nearest = np.clip(nearest, -0.5, 0.5)
         squared = sum((offset - a * nearest) ** 2 for a, offset in zip(along, offsets, strict=True))
-        # Thinner than a voxel, it fills part of it.
+        # A tube thinner than a voxel fills a part of it.
         voxel = float(self.spacing.mean())
         filled = min(1.0, (2 * radius / voxel) ** 2)
         self._lift(box, filled * _ramp((max(radius, voxel / 2) - np.sqrt(squared)) / voxel), hu)

@@ -1,4 +1,4 @@
-"""Synthetic chest CT with nodules: as the files of a challenge, or as prepared scans that can be trained on at once."""
+"""Synthetic chest CT with nodules: as the files of a challenge, or as prepared scans for training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHAPE = (96, 128, 128)
 SPACING_MM = (1.5, 0.8, 0.8)
 DEMO_SPACING_MM = (1.25, 1.25, 1.25)
 MOST_OBLIQUE = 12.0  # degrees
-# Every so many scans: the first is oblique, the other has axes that run the other way in its file.
+# Every third scan is oblique, every fourth has reversed axes in its file.
 OBLIQUE, FLIPPED = 3, 4
 SUBSETS = 10
 NODULES = (2, 3, 4)  # in turn
@@ -40,7 +40,7 @@ TABLE = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
 
 @dataclass(frozen=True, eq=False)
 class SyntheticScan:
-    """A phantom and its place in the world. affine: (4, 4), voxel z, y, x -> world x, y, z in mm (LPS)."""
+    """A phantom and its position in the world. affine: (4, 4), voxel z, y, x -> world x, y, z in mm (LPS)."""
 
     number: int
     series: str
@@ -68,10 +68,10 @@ def make_scans(
     nodules: Sequence[int] = NODULES,
     noise_hu: float = 20.0,
 ) -> Iterator[SyntheticScan]:
-    """Scans of one patient each, in memory; equal seeds give equal scans, whatever their number but for the split.
+    """Scans of one patient each, in memory; equal seeds give equal scans. Only the split depends on their number.
 
-    shape, spacing: z, y, x, voxels and mm. nodules: how many a scan has, in turn. Half of the scans are for training, a
-    sixth for validation, a third for the test. Every third is oblique by up to 12 degrees.
+    shape, spacing: z, y, x, voxels and mm. nodules: numbers of nodules of the scans, in turn. Half of the scans are for
+    training, a sixth for validation, a third for the test. Every third is oblique by up to 12 degrees.
     """
     if scans < 1:
         raise UsageError(f"{scans} scans: at least one is needed")
@@ -91,10 +91,10 @@ def make_scans(
 def synthesize(out: Path, scans: int = 40, seed: int = 0, **settings: Any) -> dict[str, int]:
     """Write scans as MetaImage files with the tables of LUNA16; returns counts. settings: of `make_scans`.
 
-    subset0 to subset9 hold `<series>.mhd` and `.raw`; in every fourth, axes run against the patient's. Tables:
-    annotations.csv, annotations_excluded.csv (findings too small to count, diameter -1), seriesuids.csv,
-    characteristics.csv (annotations with malignancy, spiculation and texture), patients.csv (series, patient, subset,
-    split). Equal seeds give equal files. Raises UsageError when `out` is not empty.
+    subset0 to subset9 contain `<series>.mhd` and `.raw`; every fourth file has reversed axes. Tables: annotations.csv,
+    annotations_excluded.csv (findings too small to count, diameter -1), seriesuids.csv, characteristics.csv
+    (annotations with malignancy, spiculation and texture), patients.csv (series, patient, subset, split). Equal seeds
+    give equal files. Raises UsageError when `out` is not empty.
     """
     if out.is_dir() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty; name a new folder")
@@ -131,9 +131,9 @@ def synthesize(out: Path, scans: int = 40, seed: int = 0, **settings: Any) -> di
 
 
 def demo_manifest(folder: Path, scans: int = 48, seed: int = 0, **settings: Any) -> Path:
-    """Write scans as prepared ones, with masks; returns the path of the manifest, which is written last.
+    """Writes prepared scans with masks; returns the path of the manifest, which is written last.
 
-    settings: of `make_scans`; voxels are cubes of 1.25 mm unless they say otherwise.
+    settings: of `make_scans`; by default, voxels are cubes of 1.25 mm.
     """
     rows = []
     for scan in make_scans(scans, seed, **{"spacing": DEMO_SPACING_MM, **settings}):
@@ -189,7 +189,7 @@ def _split_of(number: int, scans: int) -> Split:
 
 
 def _turned(axis: NDArray[np.float64], degrees: float) -> NDArray[np.float64]:
-    """A turn about an axis, (3, 3) (Rodrigues)."""
+    """A rotation about an axis, (3, 3) (Rodrigues)."""
     x, y, z = axis / np.linalg.norm(axis)
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     angle = np.deg2rad(degrees)

@@ -1,1 +1,1 @@
-"""Commands for sign data."""
+"""The commands for sign data: prepare and synth."""

@@ -1,1 +1,1 @@
-"""From clips of landmarks to samples."""
+"""From recordings and keypoints to samples: formats, memory-mapped frames, sampling, augmentation, datasets."""

@@ -1,7 +1,7 @@
-"""Random change of whole clips, on the device: mirror image, rotation, zoom, shift, and when to look.
+"""Augmentation of whole clips, on the device: mirror image, rotation, zoom, shift, and random frame times.
 
-The settings are those of published training. A clip is changed before it is sampled, so that one blended frame
-between a missing and a seen hand is a blend of what the changed clip shows.
+The settings are those of published training. A clip is changed before it is sampled, so that interpolation between a
+missing and a detected hand uses the changed frames.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ClipAugmentation:
         self.max_angle, self.scale, self.max_shift = max_angle, scale, max_shift
 
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """`uniform` (6 + count,) in [0, 1): the choices, then the times; as many whatever the settings."""
+        """`uniform` (6 + count,) in [0, 1): the choices, then the times; the same number for all settings."""
         return {"uniform": torch.rand(len(_CHOICES) + self.count, generator=generator)}
 
     def __call__(self, batch: dict[str, Any], draws: dict[str, Tensor]) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class ClipAugmentation:
         chosen = dict(zip(_CHOICES, draws["uniform"].unbind(dim=1), strict=False))
 
         def of_clip(values: Tensor) -> Tensor:
-            """What is drawn for a clip, for each of its frames."""
+            """The values drawn for a clip, repeated for each of its frames."""
             return values.repeat_interleave(lengths, dim=0, output_size=len(frames))
 
         frames = mirror_where(of_clip(chosen["flip"] < self.flip_p), frames, all(batch["adjusted"]), self.flip_mode)
@@ -83,8 +83,8 @@ class ClipAugmentation:
 
 
 def mirror_where(flip: Tensor, frames: Tensor, adjusted: bool, mode: FlipMode = "corrected") -> Tensor:
-    """A copy of frames (N, 184, 4), mirrored where `flip` (N,) says so; see `mirror`."""
-    if frames.is_cuda:  # which frames these are, is not asked: the answer would have to be waited for
+    """A copy of frames (N, 184, 4), mirrored where `flip` (N,) is True; see `mirror`."""
+    if frames.is_cuda:  # selecting these frames by index would have to wait for the device
         return torch.where(flip[:, None, None], mirror(frames, adjusted, mode), frames)
     which = flip.nonzero()[:, 0]
     return frames.index_copy(0, which, mirror(frames[which], adjusted, mode))
@@ -93,11 +93,11 @@ def mirror_where(flip: Tensor, frames: Tensor, adjusted: bool, mode: FlipMode = 
 def mirror(frames: Tensor, adjusted: bool, mode: FlipMode = "corrected") -> Tensor:
     """The mirror image of frames (N, 184, 4).
 
-    adjusted: whether they are centred and scaled, or in image coordinates. "corrected": every landmark takes the place
-    of its partner on the other side, x becomes -x (1 - x in image coordinates), and pose and face of adjusted frames
-    are centred on their anchor again, which is another landmark now. Twice is the identity. "reference", as published
-    models were trained: x becomes -x and the hands are exchanged, while pose and face keep their landmarks on the side
-    they came from.
+    adjusted: whether they are centred and scaled, or in image coordinates. "corrected": every landmark is exchanged
+    with its partner on the other side, x becomes -x (1 - x in image coordinates), and pose and face of adjusted frames
+    are centred on their anchor again, which is now another landmark. Applied twice it is the identity. "reference", as
+    published models were trained: x becomes -x and the hands are exchanged, while the landmarks of pose and face are
+    not.
     """
     partners = torch.tensor(MIRROR if mode == "corrected" else _HANDS_EXCHANGED, device=frames.device)
     mirrored = frames.index_select(1, partners)
@@ -114,7 +114,7 @@ def mirror(frames: Tensor, adjusted: bool, mode: FlipMode = "corrected") -> Tens
 
 
 def move_(frames: Tensor, factor: Tensor, shift: Tensor) -> None:
-    """Turn, scale and shift detected groups of frames (N, 184, 4) in place: x + iy becomes factor (x + iy) + shift."""
+    """Moves detected groups of frames (N, 184, 4) in place: x + iy becomes factor (x + iy) + shift."""
     xy = torch.view_as_complex(frames.view(-1, LANDMARKS, 2, 2)[:, :, 0])
     xy *= factor[:, None]
     for rows, seen in _seen(frames):

@@ -1,4 +1,4 @@
-"""Keypoints as medtrain keeps them: one memory-mapped array of frames and a Parquet table of clips.
+"""medtrain's own format of keypoints: one memory-mapped array of frames and a Parquet table of clips.
 
     frames.npy      (frames, 184, 4) float32 or float16, all clips end to end
     clips.parquet   one row per clip: sample_id, clip, sign, signer, split, offset, length, normalisation, finite
@@ -31,7 +31,7 @@ COLUMNS = ("sample_id", "clip", "sign", "signer", "split", "length", "normalisat
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip and whose it is. frames: (L, 184, 4), any float type. split: `train` or `test`, as published."""
+    """A clip with its sign and signer. frames: (L, 184, 4), any float type. split: `train` or `test`, as published."""
 
     clip: str
     sign: int
@@ -44,7 +44,7 @@ class Clip:
         return sample_id(self.signer, self.split, self.sign, self.clip)
 
     def facts(self) -> dict[str, Any]:
-        """The clip's row of an index, but for where its frames are."""
+        """The clip's row of an index, without the position of its frames."""
         known: Normalisation = normalisation_of(self.frames) if len(self.frames) else "unknown"
         return {
             "sample_id": self.sample_id,
@@ -66,9 +66,9 @@ def sample_id(signer: int, split: str, sign: int, clip: str) -> str:
 def write_container(
     out: Path, clips: Iterable[Clip], about: dict[str, Any], dtype: Literal["float32", "float16"] = "float32"
 ) -> pd.DataFrame:
-    """Write clips, one in memory at a time; returns the table of clips. Raises UsageError when `out` is not empty.
+    """Writes clips, one in memory at a time; returns the table of clips. Raises UsageError if `out` is not empty.
 
-    about: JSON facts to keep in dataset.json.
+    about: further entries of dataset.json.
     """
     with writing(out) as folder:
         rows = []
@@ -79,7 +79,7 @@ def write_container(
                 rows.append(clip.facts() | {"offset": offset})
                 offset += len(clip.frames)
                 file.write(np.ascontiguousarray(clip.frames, dtype).tobytes())
-            # NumPy leaves room in its header for the first dimension to grow.
+            # NumPy's header has room for the first dimension to grow.
             file.seek(0)
             _write_header(file, offset, dtype)
         if not rows:
@@ -112,7 +112,7 @@ def is_container(folder: Path) -> bool:
 
 
 def read_index(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The table of clips and dataset.json; raises DataError when they do not belong together."""
+    """The table of clips and dataset.json; raises DataError if they do not fit each other."""
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     if about.get("format") != FORMAT or about.get("version") != VERSION:
         raise DataError(
@@ -133,7 +133,7 @@ def read_index(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 
 def frames_array(path: Path) -> MappedArray:
-    """The array in frames.npy; raises DataError when it is none."""
+    """The array in frames.npy; raises DataError if it is not one."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         return describe(path, array.dtype, array.shape, array.offset)

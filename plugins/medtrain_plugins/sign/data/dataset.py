@@ -1,4 +1,4 @@
-"""Clips as samples and batches: slices of the mapped array, packed end to end, not copied clip by clip."""
+"""Clips as samples and batches: slices of the mapped array, concatenated, not copied clip by clip."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from medtrain_plugins.sign.data.mapped import Elsewhere, pack
 class ClipDataset:
     """Some clips of a dataset. A sample has
 
-    `frames` (L, 184, 4) as they lie on disk, and their `place` there if they are mapped; `label`, the class; `sign`,
+    `frames` (L, 184, 4) as on disk, and their `place` there if they are memory-mapped; `label`, the class; `sign`,
     `signer`; `adjusted`, whether the frames are centred and scaled; `sample_id`.
 
-    rows: numbers of the clips. signs: those to tell apart, a sign's place is its class.
+    rows: numbers of the clips. signs: the chosen signs; a sign's position is its class.
     """
 
     deterministic = True
@@ -29,7 +29,7 @@ class ClipDataset:
         table = clips.index.iloc[self.rows]
         class_of = {sign: number for number, sign in enumerate(signs)}
         self.sample_ids: list[str] = table["sample_id"].tolist()
-        # Signers are in several groups; what may not be in two is a clip.
+        # Signers may be in several groups, clips may not.
         self.participants = self.sample_ids
         self.signs: list[int] = table["sign"].tolist()
         self.signers: list[int] = table["signer"].tolist()
@@ -55,12 +55,12 @@ class ClipDataset:
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Samples as one batch:
 
-    `frames` (sum of lengths, 736) float32, the clips end to end; `length` and `label` (B,) int64; `sign`, `signer`,
+    `frames` (sum of lengths, 736) float32, the concatenated clips; `length` and `label` (B,) int64; `sign`, `signer`,
     `adjusted`, `sample_id`, lists. Raises DataError naming clips that are empty or not finite.
     """
     clips = [sample["frames"] for sample in samples]
     lengths = [len(clip) for clip in clips]
-    # A sum tells of any value that is not finite, at a fraction of the cost of looking at each.
+    # The sum is not finite if any value is not, and is much cheaper than checking each value.
     if not all(lengths) or not np.isfinite([clip.sum(dtype=np.float32) for clip in clips]).all():
         _refuse(samples)
     places = [sample["place"] for sample in samples if sample.get("place")]

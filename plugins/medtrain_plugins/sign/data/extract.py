@@ -3,8 +3,8 @@
     <source>[/karsl-502]/<signer>[/<signer>]/<train|test>/<sign>/<clip>/<frame>.jpg
     <source>[/karsl-502]/<signer>[/<signer>]/<train|test>/<sign>/<clip>.mp4
 
-Both hands are looked for. Published keypoints were made with one hand at most in a frame, which loses a hand of signs
-that need two; such keypoints are another version of the data (`hands=1`), and the container says which it is.
+Both hands are detected. Published keypoints have at most one hand per frame, which loses a hand of signs that need two.
+Such keypoints are another version of the data (`hands=1`); the container records the version.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def extract(
 ) -> Iterator[Clip]:
     """The clips of recordings, in their order. make_detector: called once in each of `workers` processes.
 
-    Frames that cannot be decoded are skipped and told.
+    Frames that cannot be decoded are skipped and reported.
     """
     workers = workers or os.cpu_count() or 1
     if workers == 1:
@@ -141,10 +141,11 @@ def _read_image(path: Path) -> Image | None:
 
 
 def frame_of(pose: Any, face: Any, hands: Sequence[tuple[str, float, Any]]) -> Frames:
-    """One frame (184, 4) from what the three landmarkers found.
+    """One frame (184, 4) from the results of the three landmarkers.
 
-    pose: 33 points with x, y, z, visibility, or None. face: 478 points, or None. hands: handedness as the detector
-    says it ("Left", "Right"), its score, and 21 points, of each hand; of two with one label the surer one counts.
+    pose: 33 points with x, y, z, visibility, or None. face: 478 points, or None. hands: the detector's handedness
+    ("Left", "Right"), its score, and 21 points, of each hand; of two with the same label, the one with the higher score
+    is used.
     """
     frame = np.zeros((LANDMARKS, CHANNELS))
     if pose is not None:
@@ -160,8 +161,8 @@ def frame_of(pose: Any, face: Any, hands: Sequence[tuple[str, float, Any]]) -> F
 class MediaPipeDetector:
     """MediaPipe's landmarkers for pose, face and hands on single images, without tracking.
 
-    models: folder with one `.task` file of each, named as MediaPipe names them (pose_landmarker_full.task, ...).
-    hands: at most so many in a frame. Raises UsageError without MediaPipe, ConfigError for missing files.
+    models: folder with one `.task` file of each, with MediaPipe's names (pose_landmarker_full.task, ...). hands:
+    largest number in a frame. Raises UsageError without MediaPipe, ConfigError for missing files.
     """
 
     def __init__(self, models: Path, hands: int = 2) -> None:
@@ -194,7 +195,7 @@ class MediaPipeDetector:
 
 
 def model_files(folder: Path) -> dict[str, Path]:
-    """The three task files in a folder; raises ConfigError naming those that are not there."""
+    """The three task files in a folder; raises ConfigError naming missing ones."""
     found = {name: sorted(folder.glob(f"{name}*.task")) for name in MODELS}
     if missing := [name for name, paths in found.items() if not paths]:
         raise ConfigError(

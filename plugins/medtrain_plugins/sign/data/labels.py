@@ -14,7 +14,7 @@ FILE = "KARSL-502_Labels.json"
 
 
 class Name(NamedTuple):
-    """What a sign means. Arabic names are unique, English ones are not: never tell signs apart by them."""
+    """The meaning of a sign. Arabic names are unique, English ones are not: do not identify signs by them."""
 
     arabic: str
     english: str
@@ -26,7 +26,7 @@ def find_labels(folder: Path) -> Path | None:
 
 
 def read_labels(path: Path) -> dict[int, Name]:
-    """Sign number (from 1) -> name. Raises DataError naming what is wrong with the file."""
+    """Sign number (from 1) -> name. Raises DataError naming the problem of the file."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         arabic, english = table["AR_WORDS"], table["EN_WORDS"]
@@ -39,6 +39,6 @@ def read_labels(path: Path) -> dict[int, Name]:
         raise DataError(
             f"{path}: has {len(arabic)} Arabic and {len(english)} English names; there are {MAX_SIGN} signs"
         )
-    # Numerals are numbers in the file.
+    # Names of numerals are numbers in the file.
     pairs = zip(map(str, arabic), map(str, english), strict=True)
     return {sign: Name(*pair) for sign, pair in enumerate(pairs, 1)}

@@ -1,8 +1,8 @@
-"""The 184 landmarks of a frame: what they are, how they mirror, and how they are centred and scaled.
+"""The 184 landmarks of a frame: their groups, mirror partners, centring and scaling.
 
-A frame is (184, 4): x, y, z, v of 6 pose, 136 face, 21 right-hand and 21 left-hand landmarks of MediaPipe. x and y
-are fractions of the image, z is relative, v is the visibility (pose) or 1 (face, hands). A group that was not
-detected is zero throughout, v included. "Adjusted" frames are centred and scaled group by group; "raw" ones are not.
+A frame is (184, 4): x, y, z, v of 6 pose, 136 face, 21 right-hand and 21 left-hand landmarks of MediaPipe. x and y are
+fractions of the image, z is relative, v is the visibility (pose) or 1 (face, hands). A group that was not detected is
+all zero, with v. "Adjusted" frames are centred and scaled group by group; "raw" ones are not.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ GROUPS = {"pose": slice(0, 6), "face": slice(6, 142), "rh": slice(142, 163), "lh
 POSE = (11, 12, 13, 14, 15, 16)  # shoulders, elbows, wrists; left, right of each
 HAND_LANDMARKS = 21
 
-# Points of MediaPipe's face mesh that are their own mirror image, and the pairs that are each other's: together the
-# contours (oval, lips, eyes, brows) and the irises. In a frame they stand in ascending order.
+# Points of MediaPipe's face mesh on the midline, and pairs of mirror images: together the contours (oval, lips, eyes,
+# brows) and the irises. In a frame they are in ascending order.
 _FACE_MIDDLE = (0, 10, 13, 14, 17, 152)
 _FACE_PAIRS = """
     7-249 21-251 33-263 37-267 39-269 40-270 46-276 52-282 53-283 54-284 55-285 58-288 61-291 63-293 65-295 66-296
@@ -49,7 +49,7 @@ def _mirror() -> tuple[int, ...]:
 MIRROR = _mirror()
 
 # Per group: the row that is moved to the origin, and the two rows whose distance becomes 1. The anchors of pose (the
-# left shoulder) and face (a point of the lower eyelid) are no natural choice, but the one of all published keypoints.
+# left shoulder) and face (a point of the lower eyelid) are those of all published keypoints.
 ANCHORS = {"pose": 0, "face": 7, "rh": 142, "lh": 163}
 _SCALES = {
     "pose": (0, 1),
@@ -68,7 +68,8 @@ def present(frames: Frames, group: str) -> npt.NDArray[np.bool_]:
 def adjust(frames: Frames) -> Frames:
     """Raw frames (..., 184, 4) with x, y, z of each detected group centred on its anchor and scaled, frame by frame.
 
-    The scale is the distance of two landmarks in the xy plane, at least 1e-6. v stays, missing groups stay zero.
+    The scale is the distance of two landmarks in the xy plane, at least 1e-6. v does not change, missing groups stay
+    zero.
     """
     adjusted = frames.copy()
     for group, rows in GROUPS.items():
@@ -81,9 +82,9 @@ def adjust(frames: Frames) -> Frames:
 
 
 def normalisation_of(frames: Frames) -> Normalisation:
-    """What was done to the frames of a clip: adjusted if every detected group has its anchor at the origin.
+    """The normalisation of a clip: "adjusted" if every detected group has its anchor at the origin, else "raw".
 
-    "unknown" when nothing was detected in any of them.
+    "unknown" if nothing was detected in any frame.
     """
     rows = frames[..., list(ANCHORS.values()), :].reshape(-1, len(ANCHORS), CHANNELS)
     anchors = rows[rows[..., 3] != 0]

@@ -1,7 +1,8 @@
-"""Frames in files that are mapped, not read: a clip is a slice, a batch is copied once, where it is used.
+"""Memory-mapped frames: a clip is a slice, and a batch is copied once, where it is used.
 
-A loader process does not send the frames of its batch to the training process, which would cost more than all else it
-does. It looks at them, which brings them into memory, and sends where they are; the batch is put together from there.
+A loader process does not send the frames of its batch to the training process, which would cost more than all its other
+work. It reads them, which brings them into memory, and sends their positions; the training process copies the batch
+from there.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ class FrameRange(NamedTuple):
 
 
 def describe(path: Path, dtype: Any, shape: tuple[int, ...], offset: int = 0) -> MappedArray:
-    """The array in a file as it is now."""
+    """The array in a file, with the file's present time."""
     return MappedArray(str(path), np.dtype(dtype).str, shape, offset, path.stat().st_mtime_ns)
 
 
 @lru_cache(16)
 def mapped(array: MappedArray) -> Frames:
-    """The array, mapped once in each process."""
+    """The array, memory-mapped once in each process."""
     return np.asarray(np.memmap(array.path, array.dtype, "r", array.offset, array.shape))
 
 
@@ -52,7 +53,7 @@ def frames_at(place: FrameRange) -> Frames:
 
 
 def pack(clips: Sequence[Frames]) -> torch.Tensor:
-    """Clips end to end, (sum of lengths, 736) float32."""
+    """Concatenated clips, (sum of lengths, 736) float32."""
     packed = torch.empty(sum(map(len, clips)), FEATURES)
     if len(packed):
         np.concatenate(clips, out=packed.numpy().reshape(-1, *clips[0].shape[1:]), casting="same_kind")
@@ -60,7 +61,7 @@ def pack(clips: Sequence[Frames]) -> torch.Tensor:
 
 
 class Elsewhere:
-    """Clips in mapped files; what arrives in another process is `pack` of them."""
+    """Clips in memory-mapped files; in another process, this object arrives as `pack` of them."""
 
     def __init__(self, places: list[FrameRange]) -> None:
         self.places = places

@@ -20,7 +20,7 @@ from medtrain_plugins.sign.data.landmarks import adjust, normalisation_of
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which clips to take; empty means all."""
+    """Which clips to use; empty means all."""
 
     signs: Collection[int] = ()
     signers: Collection[int] = ()
@@ -32,7 +32,7 @@ class Wanted:
 
 
 def clips_of(clips: Clips, wanted: Wanted) -> Iterator[Clip]:
-    """The wanted clips, read one by one."""
+    """The requested clips, read one by one."""
     table: Any = clips.index.itertuples()
     for row in table:
         if wanted(row.sign, row.signer, row.split):
@@ -49,11 +49,10 @@ def store(
     drop_bad: bool = False,
     dtype: Literal["float32", "float16"] = "float32",
 ) -> pd.DataFrame:
-    """Write clips to a container at `out`, checked; returns its table of clips.
+    """Checks clips and writes them to a container at `out`; returns its table of clips.
 
-    about: JSON facts on where they come from. labels: table of the signs' names to go with them. adjusted: centre and
-    scale clips that are raw. drop_bad: leave out clips without frames and those with values that are not finite, which
-    are a DataError otherwise.
+    about: their origin, as JSON. labels: table of the signs' names to store with them. adjusted: centre and scale raw
+    clips. drop_bad: leave out clips without frames or with values that are not finite, instead of raising DataError.
     """
     if labels is not None:
         read_labels(labels)
@@ -61,7 +60,7 @@ def store(
 
     def checked() -> Iterator[Clip]:
         for clip in clips:
-            # Too large for float16 is as bad as infinite.
+            # Values too large for float16 become infinite.
             if not len(clip.frames) or not np.isfinite(clip.frames.astype(dtype)).all():
                 bad.append(f"{clip.sample_id}: {'values that are not finite' if len(clip.frames) else 'no frames'}")
             elif adjusted and normalisation_of(clip.frames) == "raw":

@@ -1,4 +1,4 @@
-"""Clips of any length as T frames: one position in each of T equal parts of the clip, between two frames."""
+"""Clips of any length as T frames: one position in each of T equal parts of the clip, interpolated between frames."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Interpolation = Literal["reference", "present"]
 
 
 def positions(lengths: Tensor, count: int, where: Tensor | None = None) -> Tensor:
-    """Places to look at, in frames, (B, count): `where` (B, count) in [0, 1) of each part, by default its middle.
+    """Positions to sample at, in frames, (B, count): at `where` (B, count) in [0, 1) of each part, default: its middle.
 
-    lengths: (B,), frames of each clip, at least 1. In float64, and short of the last frame by 1e-6 at least, as
-    published models were trained.
+    lengths: (B,), frames of each clip, at least 1. In float64, at least 1e-6 before the last frame, as published models
+    were trained.
     """
     frames = lengths[:, None].double()
     parts = torch.arange(count, device=lengths.device, dtype=torch.float64)
@@ -26,11 +26,11 @@ def positions(lengths: Tensor, count: int, where: Tensor | None = None) -> Tenso
 
 
 def sample(frames: Tensor, lengths: Tensor, places: Tensor, interpolation: Interpolation) -> Tensor:
-    """The clips at `places`: (B, T, 736) float32, linear between the two frames around each place.
+    """The clips at `places`: (B, T, 736) float32, linearly interpolated between two frames.
 
-    frames: (sum of lengths, 736) float32, the clips end to end. lengths: (B,) int64. places: (B, T), see `positions`.
-    interpolation: "reference" blends any two frames, also one where a hand was missed (zeros) with one where it was
-    seen; "present" takes a group from the frame that has it when the other has not.
+    frames: (sum of lengths, 736) float32, the concatenated clips. lengths: (B,) int64. places: (B, T), see `positions`.
+    interpolation: "reference" blends any two frames, also one with a missed hand (zeros) and one with the hand;
+    "present" uses the frame that has a group if the other does not.
     """
     start = (lengths.cumsum(0) - lengths)[:, None]
     below = places.floor().long()
@@ -45,7 +45,8 @@ def sample(frames: Tensor, lengths: Tensor, places: Tensor, interpolation: Inter
     parts = []
     for rows in GROUPS.values():
         known = seen[:, rows].any(dim=1)[pairs]
-        # Where one of the two frames has the group, that one counts alone; where none has, nothing is to be blended.
+        # If only one of the two frames has the group, it gets all the weight; if none has it, there is nothing to
+        # blend.
         group_weights = torch.where(known.all(dim=1, keepdim=True), weights, known.float())
         part = frames[:, rows.start * CHANNELS : rows.stop * CHANNELS].contiguous()
         parts.append(_blend(pairs, part, group_weights))

@@ -1,4 +1,4 @@
-"""Which class is which sign, and what it means, as the run recorded it."""
+"""The sign of each class and its names, as recorded by the run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from medtrain_plugins.sign.options import KArSLOptions
 
 
 class Sign(NamedTuple):
-    """One class. The names are empty where the run had no table of names."""
+    """One class. The names are empty if the run had no table of names."""
 
     number: int
     arabic: str = ""

@@ -1,9 +1,9 @@
-"""Synthetic clips: signers whose hands move along smooth paths, each sign along its own, with hands lost at times.
+"""Synthetic clips: hands move along smooth paths, one path per sign, and are sometimes not detected.
 
-A sign is drawn once: where both wrists go, how hands turn and fingers bend, whether one hand signs or both. A signer
-is drawn once: size, place, tempo, how far the hands reach. A clip adds its length, a little timing and noise, and
-frames in which a hand was not detected. With the signal `none` every clip moves along a path of its own, whatever its
-sign is called, so that nothing can be learned.
+A sign is drawn once: the paths of both wrists, rotation of hands, bending of fingers, one hand or both. A signer is
+drawn once: size, position, tempo, reach. A clip adds its length, a little timing and noise, and frames in which a hand
+was not detected. With the signal `none` every clip has its own path, independent of its sign, so nothing can be
+learned.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from medtrain_plugins.sign.data.landmarks import CHANNELS, FACE, GROUPS, LANDMAR
 
 Signal = Literal["signs", "none"]
 SHORTEST, LONGEST = 13, 34
-MEAN_LOST = 3  # frames, of one gap in which a hand is not detected
-NOISE = 0.003  # of a coordinate, in widths of the image
+MEAN_LOST = 3  # mean length in frames of a gap without a detected hand
+NOISE = 0.003  # noise of a coordinate, in image widths
 HARMONICS = 3
 EXTRACTOR = "synthetic"
 
@@ -31,7 +31,7 @@ EXTRACTOR = "synthetic"
 class Motion:
     """A sign. Smooth functions of time in [0, 1] as Fourier coefficients (functions, harmonics, 2), with means.
 
-    The functions: x and y of the right and the left wrist, how far each hand is turned, ten fingers' bend.
+    The functions: x and y of the right and the left wrist, rotation of each hand, bending of ten fingers.
     """
 
     mean: Frames
@@ -55,7 +55,7 @@ class Motion:
 
 @dataclass(frozen=True)
 class Signer:
-    """What is a signer's own: size and place in the image, reach and tempo."""
+    """The properties of a signer: size and position in the image, reach and tempo."""
 
     size: float
     place: Frames
@@ -84,10 +84,10 @@ def synthesize(
     adjusted: bool = True,
     dtype: Literal["float32", "float16"] = "float16",
 ) -> dict[str, int]:
-    """Write `clips` clips of each sign by each signer, a third of them (rounded up) as `test`.
+    """Writes `clips` clips of each sign by each signer, a third of them (rounded up) as `test`.
 
     Equal seeds give equal files. missing: share of frames in which a signing hand is not detected. adjusted: centred
-    and scaled as published keypoints are, else in image coordinates. Raises UsageError when `out` is not empty.
+    and scaled as published keypoints are, else in image coordinates. Raises UsageError if `out` is not empty.
     """
     if clips < 2:
         raise UsageError(f"{clips} clips of a sign by a signer are too few: one to train on and one to test are needed")
@@ -146,7 +146,7 @@ def _body(wrists: Frames) -> Frames:
 
 
 def _hand(turn: Frames, bend: Frames, left: bool) -> Frames:
-    """A hand around its wrist (L, 21, 2): five fingers of four joints that spread and bend. bend: (5, L)."""
+    """A hand around its wrist (L, 21, 2): five fingers with four joints that spread and bend. bend: (5, L)."""
     points = np.zeros((len(turn), 21, 2))
     for finger in range(5):
         spread = (finger - 2) * 0.3 * (1 if left else -1)
@@ -164,7 +164,7 @@ def _lost(length: int, share: float, generator: np.random.Generator) -> Any:
 
 
 def _face_shape() -> Frames:
-    """Points (136, 2) of a face in [-1, 1]^2 that is its own mirror image."""
+    """Points (136, 2) of a symmetric face in [-1, 1]^2."""
     generator = np.random.default_rng(502)
     points = np.zeros((len(FACE), 2))
     start = GROUPS["face"].start

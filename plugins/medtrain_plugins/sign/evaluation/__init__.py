@@ -1,1 +1,1 @@
-"""Metrics and plots of signs."""
+"""Metrics of sign recognition, and the figures of its reports."""

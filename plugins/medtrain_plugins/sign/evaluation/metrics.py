@@ -1,4 +1,4 @@
-"""How well signs are told apart: top-1, top-5, macro F1, and top-1 by signer; per sign for a finished model."""
+"""Metrics of sign recognition: top-1, top-5, macro F1, and top-1 by signer; per sign for a finished model."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ CONFUSIONS = 20
 class SignMetrics:
     """Metrics of `logits` (B, C) against `label` (B,).
 
-    signs: the sign of each class. signers: those with a value of their own. With five classes or fewer `top5` is 1.
-    `macro_f1` is the mean F1 of the classes that occur among the true or the predicted ones, a class without a hit
-    counting 0.
+    signs: the sign of each class. signers: those with their own value. With five classes or fewer `top5` is 1.
+    `macro_f1` is the mean F1 of the classes that occur among the true or the predicted ones; a class without a hit
+    counts 0.
     """
 
     mode: Literal["max", "min"] = "max"
-    target = "label"  # what runs that are compared must agree on
+    target = "label"  # compared runs must agree on these
 
     def __init__(self, signs: Sequence[int], signers: Sequence[int]) -> None:
         self.signs, self.signers = list(signs), list(signers)
@@ -31,7 +31,7 @@ class SignMetrics:
         """By clip: `label` and `predicted`, classes; `rank` of the true class, from 0; `probability` of the predicted
         one; `sign` and `signer`."""
         probabilities = outputs["logits"].float().softmax(dim=1)
-        # Stable, so that of equal classes the first comes first, on every device and in every batch.
+        # Stable, so that the first of equal classes comes first, on every device and in every batch.
         best = outputs["logits"].float().argsort(dim=1, descending=True, stable=True)
         return {
             "label": batch["label"],
@@ -43,7 +43,7 @@ class SignMetrics:
         }
 
     def compute(self, rows: Rows) -> dict[str, float]:
-        """`top1`, `top5`, `macro_f1`, `top1_signer_NN`; undefined where there is no clip, or a model that diverged."""
+        """`top1`, `top5`, `macro_f1`, `top1_signer_NN`; undefined without clips, or if the model diverged."""
         if (reason := _unusable(rows)) is not None:
             return {name: Undefined(reason) for name in self.names}
         hit = rows["rank"] == 0
@@ -107,7 +107,7 @@ def per_class(rows: Rows, classes: int) -> dict[str, Array]:
 
 
 def _unusable(rows: Rows) -> str | None:
-    """Why nothing can be computed from these rows, or None."""
+    """The reason why nothing can be computed from these rows, or None."""
     if not len(rows.get("rank", ())):
         return "no clips"
     bad = np.flatnonzero(~np.isfinite(rows["probability"]))

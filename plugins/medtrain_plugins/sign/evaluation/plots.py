@@ -1,7 +1,7 @@
-"""The report of a sign model: which signs are recognised, which are taken for which, and by whom.
+"""The report of a sign model: recognition by sign, confusions, signers, training curves.
 
-Arabic names are in the tables, which a browser shapes; figures name signs by number and English name. Figures are
-plain matplotlib `Figure` objects, drawn without pyplot and so without global state or a display.
+Tables have the Arabic names, which a browser renders; figures name signs by number and English name. Figures are plain
+matplotlib `Figure` objects, without pyplot, so without global state or a display.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-MOST = 30  # signs that are named in one figure or table
+MOST = 30  # largest number of signs in one figure or table
 LOW = 0.5  # of F1
 NAME_LENGTH = 24
 BLUE, RED, GREY, PALE = "#1f6aad", "#d1495b", "#6b7280", "#9ecae1"
 
 
 def sign_sections(run: Run, options: KArSLOptions) -> list[Section]:
-    """The sections of a sign model's report; none without clips, or when a probability is not finite."""
+    """The sections of a sign model's report; none without clips, or if a probability is not finite."""
     rows: Rows = run.evaluation.rows if run.evaluation else {}
     if not len(rows.get("rank", ())) or not np.isfinite(rows["probability"]).all():
         return []
@@ -48,7 +48,7 @@ def sign_section(rows: Rows, signs: list[Sign]) -> Section:
     order = occurring[np.lexsort((occurring, scores["f1"][occurring]))]
     worst = order[:MOST]
     table = _names_table([signs[i] for i in worst])
-    # Without a clip of the sign there is no recall, and without a prediction of it no precision.
+    # There is no recall without a clip of the sign, and no precision without a prediction of it.
     defined = {"precision": scores["predicted"], "recall": scores["support"], "f1": scores["support"]}
     for name, needed in defined.items():
         table[name] = [float(scores[name][i]) if needed[i] else np.nan for i in worst]
@@ -76,7 +76,7 @@ def sign_section(rows: Rows, signs: list[Sign]) -> Section:
 
 
 def confusion_section(rows: Rows, signs: list[Sign]) -> Section:
-    """The confusion matrix, for many signs also that of the worst ones, and the pairs that are confused most."""
+    """The confusion matrix, for many signs also that of the worst ones, and the most frequent confusions."""
     matrix = confusion_matrix(rows, len(signs))
     errors = matrix - np.diag(matrix.diagonal())
     section = Section("Confusions")
@@ -135,7 +135,7 @@ def confused_pairs(errors: Array, count: int = CONFUSIONS) -> list[tuple[int, in
 
 
 def matrix_figure(matrix: Array, signs: list[Sign]) -> Figure:
-    """The matrix of very many signs; the axes are classes in order, some with their sign's number."""
+    """The confusion matrix of many signs; the axes are classes in order, some with their sign's number."""
     figure = Figure(figsize=(8.4, 7.4), layout="constrained")
     axes = figure.subplots()
     _draw_matrix(figure, axes, matrix)
@@ -148,7 +148,7 @@ def matrix_figure(matrix: Array, signs: list[Sign]) -> Figure:
 
 
 def named_matrix_figure(matrix: Array, signs: list[Sign], classes: Array) -> Figure:
-    """The matrix of a few classes with their names and counts; all other predictions are the last column."""
+    """The confusion matrix of a few classes with names and counts; all other predictions are in the last column."""
     names = [label(signs[i]) for i in classes]
     shown, columns = matrix[np.ix_(classes, classes)], list(names)
     if len(classes) < len(matrix):
@@ -169,7 +169,7 @@ def named_matrix_figure(matrix: Array, signs: list[Sign], classes: Array) -> Fig
 
 
 def _draw_matrix(figure: Figure, axes: Axes, matrix: Array) -> Array:
-    """Draw counts as shares of their row, which are returned; rows without a clip stay grey."""
+    """Draws counts as shares of their row, and returns the shares; rows without a clip stay grey."""
     clips = matrix.sum(axis=1, keepdims=True)
     shares: Array = np.where(clips > 0, matrix / np.maximum(clips, 1), np.nan)
     axes.set_facecolor("#d1d5db")
@@ -271,7 +271,7 @@ def training_figure(history: list[dict[str, Any]]) -> Figure | None:
 
 
 def label(sign: Sign) -> str:
-    """A sign's number and English name, as text that a figure draws as it is."""
+    """A sign's number and English name, as text for a figure."""
     name = " ".join(sign.english.split())
     if len(name) > NAME_LENGTH:
         name = f"{name[: NAME_LENGTH - 1].rstrip()}\N{HORIZONTAL ELLIPSIS}"
@@ -287,7 +287,7 @@ def _share_of(chosen: Array, count: int) -> Array:
 
 
 def _names_table(signs: list[Sign], prefix: str = "") -> pd.DataFrame:
-    """Number and, where there are names, Arabic and English in columns of their own."""
+    """Number and, if there are names, columns with the Arabic and English ones."""
     import pandas as pd
 
     columns: dict[str, list[Any]] = {f"{prefix}sign".strip(): [sign.number for sign in signs]}

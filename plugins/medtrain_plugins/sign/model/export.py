@@ -1,8 +1,8 @@
 """A trained model for other tools: ONNX in float32 or with 8-bit weights, and the published checkpoint layout.
 
 The ONNX model takes sampled clips, `input` (batch, frames, 736) float32, and gives logits, `output` (batch, classes).
-What a user of the file must know (which class is which sign, how clips are sampled and normalised) is in its
-metadata, as JSON under the key `medtrain`.
+Its metadata has the facts a user needs (the sign of each class, sampling and normalisation of clips), as JSON under the
+key `medtrain`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from medtrain_plugins.sign.options import KArSLOptions
 
 INPUT, OUTPUT = "input", "output"
 BATCH_SIZES = (1, 2, 7, 64)
-TOLERANCE = 1e-4  # of logits up to 10; of larger ones, which float32 holds less exactly, 1e-5 of the largest
-CHECK_CLIPS = 1000  # at most, on which int8 is compared with float32
+TOLERANCE = 1e-4  # tolerance for logits up to 10; for larger ones, 1e-5 of the largest
+CHECK_CLIPS = 1000  # largest number of clips to compare int8 and float32 on
 
 Array = npt.NDArray[Any]
 
@@ -46,7 +46,7 @@ Array = npt.NDArray[Any]
 def export_signs(
     run: Run, options: KArSLOptions, format: str, path: Path, check: Check | None
 ) -> dict[str, Any] | None:
-    """Write the model of a run in one of three formats; None for others. Raises ExportError when a check fails."""
+    """Writes the model of a run in one of three formats; None for others. Raises ExportError if a check fails."""
     model = run.model
     assert isinstance(model, SignTransformer)
     if format == "pth":
@@ -70,7 +70,7 @@ def export_signs(
 
 
 def describe(run: Run, options: KArSLOptions, model: SignTransformer) -> dict[str, Any]:
-    """What the ONNX file says about itself."""
+    """The metadata of the ONNX file."""
     signs = [{"class": i, **sign._asdict()} for i, sign in enumerate(signs_of(run, options))]
     table = json.dumps(signs, sort_keys=True, ensure_ascii=False).encode()
     return {
@@ -95,7 +95,7 @@ def describe(run: Run, options: KArSLOptions, model: SignTransformer) -> dict[st
 
 
 class _Logits(nn.Module):
-    """The model as other tools see it: a tensor in, a tensor out."""
+    """The model for other tools: a tensor in, a tensor out."""
 
     def __init__(self, model: SignTransformer) -> None:
         super().__init__()
@@ -106,12 +106,12 @@ class _Logits(nn.Module):
 
 
 def write_float32(model: SignTransformer, path: Path, about: dict[str, Any]) -> None:
-    """Write the model; the number of frames is its own."""
+    """Writes the model with its number of frames."""
     write_onnx(_Logits(model), torch.zeros(2, model.frames, FEATURES), path, about, INPUT, [OUTPUT])
 
 
 def quantize(source: Path, path: Path, about: dict[str, Any]) -> None:
-    """Write an ONNX model whose linear layers multiply 8-bit integers; activations are scaled as they come.
+    """Writes an ONNX model whose linear layers multiply 8-bit integers; activations are scaled dynamically.
 
     Weights are unsigned, like activations: products of unsigned and signed bytes overflow on processors without VNNI,
     where the file would be less accurate than here.
@@ -126,7 +126,7 @@ def quantize(source: Path, path: Path, about: dict[str, Any]) -> None:
 
 @contextmanager
 def _quiet_logging() -> Iterator[None]:
-    """The quantizer speaks to the root logger, which gives every later message of ours a second handler."""
+    """Silences the quantizer's calls of the root logger, which would add a second handler for our later messages."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -138,9 +138,9 @@ def _quiet_logging() -> Iterator[None]:
 def check_equality(
     model: SignTransformer, path: Path, check: Check | None, *, only_generated: bool = False
 ) -> dict[str, Any]:
-    """Compare logits with the model's at several batch sizes, on drawn values and on clips of the run's data.
+    """Compares logits with the model's at several batch sizes, on random values and on clips of the run's data.
 
-    Raises ExportError when one of them differs by more than the tolerance.
+    Raises ExportError if one differs by more than the tolerance.
     """
     if check is None:
         return {"checked": False, "notes": ["Not compared with the trained model."]}
@@ -174,11 +174,11 @@ def check_equality(
 def check_accuracy(
     model: SignTransformer, float32: Path, int8: Path, clips: tuple[str, Any] | None, max_drop: float
 ) -> dict[str, Any]:
-    """Compare top-1 of both files on a named group of clips, or on `CHECK_CLIPS` of them, evenly drawn.
+    """Compares top-1 of both files on a named group of clips, or on `CHECK_CLIPS` of them, evenly spread.
 
-    The scale of 8-bit activations depends on what is in a batch, so clips are taken one by one and 64 at a time, and
-    the smaller value counts. clips: None to compare nothing. Raises ExportError when int8 loses more than `max_drop`
-    percentage points.
+    The scale of 8-bit activations depends on the batch, so clips are run one by one and 64 at a time, and the smaller
+    value counts. clips: None for no comparison. Raises ExportError if int8 loses more than `max_drop` percentage
+    points.
     """
     sizes = {"bytes_float32": float32.stat().st_size, "bytes_int8": int8.stat().st_size}
     ratio = f"{sizes['bytes_int8'] / 1e6:,.2f} MB instead of {sizes['bytes_float32'] / 1e6:,.2f}"
@@ -211,7 +211,7 @@ def check_accuracy(
 
 
 def _clips_for_accuracy(check: Check | None) -> tuple[str, Any] | None:
-    """The group to compare accuracies on; DataError or ConfigError, told what to do, where there is none."""
+    """The group to compare accuracies on; raises DataError or ConfigError with advice if there is none."""
     if check is None:
         return None
     try:
@@ -229,7 +229,7 @@ def _logits(running: onnxruntime.InferenceSession, keypoints: Array) -> Array:
 
 
 def sampled(dataset: Any, model: SignTransformer, most: int) -> Iterator[tuple[Array, Array]]:
-    """Clips as the model samples them and their classes, in batches of 64: at most `most`, evenly from a dataset."""
+    """Clips as the model samples them, and their classes, in batches of 64: at most `most`, evenly spread."""
     rows = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(int)).tolist()
     for start in range(0, len(rows), max(BATCH_SIZES)):
         batch = collate([dataset[row] for row in rows[start : start + max(BATCH_SIZES)]])
@@ -248,7 +248,7 @@ def _group(data: Data) -> tuple[str, Any]:
 
 
 def _drawn(model: SignTransformer) -> Array:
-    """Clips of normal values with the means and variances of training; in some a group is missing, as it is in data."""
+    """Clips of normal values with the means and variances of training; some lack a group, as real data do."""
     values = torch.randn(max(BATCH_SIZES), model.frames, FEATURES, generator=torch.Generator().manual_seed(0))
     norm = model.embedding.input_bn
     assert norm.running_mean is not None and norm.running_var is not None
@@ -259,13 +259,13 @@ def _drawn(model: SignTransformer) -> Array:
 
 
 def write_published(model: SignTransformer, options: KArSLOptions, path: Path) -> dict[str, Any]:
-    """Write a `.pth` with the keys model, optimizer and scheduler; the last two are empty.
+    """Writes a `.pth` with the keys model, optimizer and scheduler; the last two are empty.
 
-    Everything that reads this layout reads `model` only. Nothing in it says how many signs there are and which size
-    the model has; readers take both from the path.
+    Programs for this layout read only `model`. The file does not have the number of signs or the model's size; they
+    take both from the path.
     """
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    with path.open("wb") as file:  # given a name, torch writes it into the file
+    with path.open("wb") as file:  # torch would write a file name into the file
         torch.save({"model": state, "optimizer": {}, "scheduler": {}}, file)
     size = "_".join(map(str, (options.model_size[0], options.size.heads, options.size.layers)))
     numbers = options.sign_numbers

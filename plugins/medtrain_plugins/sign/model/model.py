@@ -1,7 +1,7 @@
 """The spatial-temporal transformer: word-level signs from the landmarks of 50 frames.
 
 Each frame is four tokens (pose, face, right hand, left hand). A block attends first among the four tokens of a frame,
-then along time within each token; the clip is pooled over tokens by their mean and over time by learned weights.
+then along time within each token. The clip is pooled over tokens by their mean, and over time by learned weights.
 Module names are those of trained checkpoints.
 """
 
@@ -102,12 +102,12 @@ class AttentionPool(nn.Module):
 class SignTransformer(nn.Module):
     """Classes of signs from clips of landmarks.
 
-    forward(batch) returns `logits` (B, num_classes). It reads `keypoints` (B, T, 736) float32, T at most 50, or where
-    they are not given samples `frames` of them from the middle of as many equal parts of each clip: `frames`
-    (sum of lengths, 736) float32 and `length` (B,) int64.
+    forward(batch) returns `logits` (B, num_classes). It reads `keypoints` (B, T, 736) float32, T at most 50. Without
+    them, it samples that many frames from the middle of equal parts of each clip: `frames` (sum of lengths, 736)
+    float32 and `length` (B,) int64.
 
-    head_size, heads, layers: the width is head_size * heads. dropout: everywhere but before the classifier.
-    Source: the transformer published for KArSL-502; with 502 classes, sizes t_4_2 to l_6_8 have 217,463 to 76,870,327
+    head_size, heads, layers: the width is head_size * heads. dropout: everywhere except before the classifier. Source:
+    the transformer published for KArSL-502; with 502 classes, sizes t_4_2 to l_6_8 have 217,463 to 76,870,327
     parameters. Raises DataError for clips of the wrong shape.
     """
 

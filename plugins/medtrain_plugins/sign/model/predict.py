@@ -1,4 +1,4 @@
-"""What clips say: the most probable sign of each."""
+"""The most probable sign of each clip."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from medtrain_plugins.sign.options import KArSLOptions
 
 
 class _Unlabelled:
-    """Clips whose sign nobody told."""
+    """Clips without labels."""
 
     deterministic = True
 
@@ -50,10 +50,10 @@ class _Unlabelled:
 
 
 def predict_signs(run: Run, source: Any, options: KArSLOptions) -> pd.DataFrame:
-    """One row per clip: `sample_id`, the most probable `sign`, its names where the run knows them, `probability`.
+    """One row per clip: `sample_id`, the most probable `sign`, its names if the run has them, `probability`.
 
-    source: a folder of keypoints in any layout, an npz file of clips, or an npy file of one. Raises DataError when
-    the keypoints are not normalised as those of training were.
+    source: a folder of keypoints in any layout, an npz file of clips, or an npy file of one. Raises DataError if the
+    keypoints are not normalised as in training.
     """
     dataset = _Unlabelled(Path(source), options.normalisation == "adjusted")
     rows: list[Any] = []

@@ -15,8 +15,8 @@ _NAME = re.compile(r"signs_(\d+)_([tsml]_\d+_\d+)")
 def read_published(paths: list[Path]) -> Weights | None:
     """The model of a `.pth` with the keys model, optimizer and scheduler; None for several files and for others.
 
-    Nothing in the file says how many signs and which size: options come from its path where that has the pattern
-    `signs_<number>_<size>`, and are the caller's otherwise.
+    The file does not have the number of signs and the size: the options come from its path, if that has the pattern
+    `signs_<number>_<size>`, else from the caller.
     """
     if len(paths) > 1 or paths[0].suffix != ".pth":
         return None
