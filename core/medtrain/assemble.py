@@ -31,6 +31,7 @@ from medtrain.run import Run
 from medtrain.runtime import determinism
 from medtrain.runtime.determinism import StepSeeder
 from medtrain.runtime.distributed import World, replicate
+from medtrain.runtime.precision import choose_amp
 from medtrain.training.engine import Engine
 from medtrain.training.loaders import steps_per_epoch
 from medtrain.training.monitor import Monitor, choose_monitor, modes_of
@@ -76,6 +77,8 @@ def assemble_training(config: RunConfig, plugins: Plugins, world: World, given: 
         num_epochs=config.optimization.num_epochs,
         is_main_process=world.is_main,
         modes=modes_of(metrics),
+        world=world,
+        amp=engine.amp,
         monitor=monitor.name,
     )
     return Training(run, engine, split, monitor, plan)
@@ -95,11 +98,11 @@ def assemble_evaluation(
         world=world,
         seeder=StepSeeder(config.run.seed, world.rank, world.device),
         metrics=build_metrics(config, plugins, groups) if metrics is None else metrics,
-        amp=choose_amp(config.computational, world),
+        amp=choose_amp(config.computational.amp, world.device),
         memory_format=_memory_format(config.computational, plain),
     )
     run = Run(config, unwrap(plain), world.device, data=groups.as_data(), loss=loss, split=config.split)
-    run.is_main_process, run.modes = world.is_main, modes_of(engine.metrics)
+    run.is_main_process, run.modes, run.amp, run.world = world.is_main, modes_of(engine.metrics), engine.amp, world
     return run, engine
 
 
@@ -181,7 +184,7 @@ def build_engine(config: RunConfig, plugins: Plugins, world: World, metrics: lis
     computed: nn.Module = torch.compile(plain) if computational.compile else plain  # type: ignore[assignment]
     # Several optimizers take their gradients apart, which DDP does not see.
     apart = isinstance(optimizer, Optimizers)
-    amp = choose_amp(computational, world)
+    amp = choose_amp(computational.amp, world.device)
     if apart and amp is torch.float16:
         raise ConfigError("computational.amp: 'fp16' scales one loss, not several optimizers'; use 'bf16' or 'no'")
     return Engine(
@@ -261,16 +264,6 @@ def build_schedule(config: RunConfig, plugins: Plugins, optimizer: Any, plan: Pl
         constant = config.model_copy(update={"scheduler": SchedulerSection.model_validate({})})
         answer = plugins.default_result("build_scheduler", config=constant, optimizer=optimizer, plan=plan)
     return as_schedule(answer)
-
-
-def choose_amp(settings: ComputationalSection, world: World) -> torch.dtype | None:
-    """The autocast type of `computational.amp` on this device."""
-    amp, device = settings.amp, world.device.type
-    if amp == "fp16" and device == "cpu":
-        raise ConfigError("computational.amp: 'fp16' needs a GPU; use 'bf16' or 'no' on the CPU")
-    if amp == "auto":
-        return torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else None
-    return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
 
 
 def _memory_format(settings: ComputationalSection, model: nn.Module) -> torch.memory_format | None:

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from medtrain.runtime.distributed import World
+from medtrain.runtime.precision import autocast
+
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from torch import nn
@@ -29,6 +33,8 @@ class Run:
     network: in `on_evaluate_end`, what was evaluated: `network(batch) -> dict`, of the averaged weights if there are.
     monitor: the name of the value that picks the best model; empty outside of training.
     modes: value name -> whether larger ("max") or smaller ("min") is better, known before `on_run_start`.
+    world: this process among those of the run (`rank`, `size`, `gather`, `sum`, `any`, `broadcast`, `barrier`).
+    amp: the type of autocast; None: there is none.
     stage, stage_settings: number and table of the stage of `[[stages]]` under way; without stages 0 and None.
     """
 
@@ -58,6 +64,12 @@ class Run:
     network: nn.Module | None = None
     stop_requested: str = ""
     rebuild_requested: bool = False
+    world: World = field(default_factory=World)
+    amp: torch.dtype | None = None
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context in which the model computes as `computational.amp` says: `with run.autocast(): ...`."""
+        return autocast(self.device, self.amp)
 
     def request_stop(self, reason: str = "requested") -> None:
         """End the run after this epoch, as if it were complete. The first reason given is the one that is told."""

@@ -33,6 +33,7 @@ from medtrain.rundir.environment import check_recorded, environment, setup
 from medtrain.rundir.resolve import find_checkpoint, has_checkpoint
 from medtrain.runtime import determinism, distributed
 from medtrain.runtime.distributed import World
+from medtrain.runtime.precision import choose_amp
 from medtrain.training.engine import Engine
 from medtrain.training.evaluation import evaluate
 from medtrain.training.fit import Fit
@@ -286,7 +287,8 @@ class Trainer:
         world = distributed.join(config.computational.device)
         config = config.with_fresh_model()
         model = unwrap(assemble.build_module(config, self.plugins, world))
-        run = Run(config, model, world.device, folder, split=split_idx)
+        run = Run(config, model, world.device, folder, split=split_idx, is_main_process=world.is_main)
+        run.world, run.amp = world, choose_amp(config.computational.amp, world.device)
         run.checkpoint = find_checkpoint(folder, checkpoint)
         load_state(run.model, read_newest(run.checkpoint)[0].model, str(run.checkpoint))
         run.model.eval()

@@ -15,6 +15,7 @@ from medtrain.config import Layers
 from medtrain.errors import DataError
 from medtrain.plugins import Plugins
 from medtrain.protocols.metric import Evaluation
+from medtrain.rundir import METRICS, PREDICTIONS, read_json, read_predictions
 from medtrain.rundir.directory import Maps
 from medtrain.statistics import spread
 from medtrain_plugins.results.folds import (
@@ -23,12 +24,27 @@ from medtrain_plugins.results.folds import (
     average_predictions,
     evaluate_folds,
     pool,
-    read_evaluations,
 )
 from medtrain_plugins.results.folds import write_folds as write
 from scipy import stats
 
 TOY = "medtrain.testing:ToyTask"
+
+
+def read_evaluations(maps: Maps, group: str) -> dict[int, Evaluation]:
+    """The written evaluations of a group, by split; DataError when a split has none."""
+    found = {}
+    for folder in maps.splits():
+        where = folder.evaluation(group)
+        if not (where / METRICS).is_file():
+            raise DataError(f"{folder.path}: group {group!r} has not been evaluated")
+        described = read_json(where / METRICS)
+        read = read_predictions(where / f"{PREDICTIONS}.parquet")
+        if read is None:
+            raise DataError(f"{where}: the predictions do not tell their shapes; evaluate again")
+        values = {name: math.nan if value is None else value for name, value in described["metrics"].items()}
+        found[folder.number] = Evaluation(group, values, read[0], described["undefined"], described["details"])
+    return found
 
 
 def config(*assignments: str) -> Any:

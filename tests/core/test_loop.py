@@ -298,3 +298,34 @@ def test_empty_shards_keep_their_graph() -> None:
     term = as_terms({"a": (x * 2, 5.0)}, 1, torch.device("cpu"), empty=True)["a"]
     term.sum.backward()
     assert x.grad is not None and float(x.grad) == 0.0
+
+
+def test_hooks_compute_as_the_configuration_says(trainer: Callable[..., Any]) -> None:
+    """`run.world` and `run.autocast()` are there in training, evaluation and prediction."""
+    seen: dict[str, tuple[list[int], torch.dtype]] = {}
+
+    class Looks:
+        def note(self, run: Run, where: str) -> None:
+            with run.autocast():
+                seen[where] = run.world.gather([run.world.rank]), torch.mm(torch.ones(1, 1), torch.ones(1, 1)).dtype
+
+        @hookimpl
+        def on_step_end(self, run: Run) -> None:
+            self.note(run, "train")
+
+        @hookimpl
+        def evaluate(self, run: Run) -> None:
+            self.note(run, run.evaluation.group if run.evaluation else "evaluate")
+
+        @hookimpl
+        def predict(self, run: Run, sample: str) -> str:
+            self.note(run, sample)
+            return sample
+
+    for amp, dtype in (("bf16", torch.bfloat16), ("no", torch.float32)):
+        seen.clear()
+        made = trainer(amp, f"computational.amp={amp}", callbacks=[Looks()])
+        made.train()
+        made.test()
+        made.predict("predict")
+        assert seen == dict.fromkeys(["train", "evaluate", "validation", "predict"], ([0], dtype))

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from medtrain.data.tables import (
         BIDS_MISSING,
         CSV_MISSING,
-        PARTICIPANT,
-        SESSION,
         infer_types,
         missing_words,
         parse_numbers,
@@ -40,8 +38,6 @@ _HOMES = {
     "medtrain.data.tables": (
         "BIDS_MISSING",
         "CSV_MISSING",
-        "PARTICIPANT",
-        "SESSION",
         "infer_types",
         "missing_words",
         "parse_numbers",
@@ -57,11 +53,10 @@ _HOMES = {
 }
 
 __all__ = [
-    "BIDS_MISSING", "CSV_MISSING", "PARTICIPANT", "SESSION", "Augmentation", "Data", "Dataset", "Item", "Joined",
-    "KFold", "Loader", "NamedSamples", "Part", "SingleSplit", "Split", "Weighted", "assign_folds", "cache_dir",
-    "collate", "hold_out", "infer_types", "make_kfold", "make_split", "missing_words", "parse_numbers",
-    "participants_of", "processes", "read_cells", "read_table", "refuse_mixture", "sample_ids_of", "split_groups",
-    "table_from_rows", "write_report",
+    "BIDS_MISSING", "CSV_MISSING", "Augmentation", "Data", "Dataset", "Item", "Joined", "KFold", "Loader",
+    "NamedSamples", "Part", "SingleSplit", "Split", "Weighted", "assign_folds", "cache_dir", "collate", "hold_out",
+    "infer_types", "make_kfold", "make_split", "missing_words", "parse_numbers", "participants_of", "processes",
+    "read_cells", "read_table", "refuse_mixture", "sample_ids_of", "split_groups", "table_from_rows", "write_report",
 ]  # fmt: skip
 
 

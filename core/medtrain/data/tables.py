@@ -17,7 +17,6 @@ from medtrain.errors import DataError, first_lines
 if TYPE_CHECKING:
     import pandas as pd
 
-PARTICIPANT, SESSION = "participant_id", "session_id"
 
 # What stands for a missing value. BIDS allows `n/a` only: there "NA" may be a site, and "None" a diagnosis.
 BIDS_MISSING = ("", "n/a")

@@ -20,6 +20,5 @@ from medtrain.rundir.resolve import find_checkpoint, locate
 __all__ = [
     "METRICS", "PLOTS", "PREDICTIONS", "REPORT", "Maps", "SplitFolder", "check_creatable", "default_path",
     "describe", "find_checkpoint", "locate", "new_folder", "predictions", "predictions_of", "read_json",
-    "read_manifest", "read_predictions", "replace_file", "sha256", "sha256_of", "strict", "write_json",
-    "write_text",
+    "read_manifest", "read_predictions", "replace_file", "sha256", "sha256_of", "strict", "write_json", "write_text",
 ]  # fmt: skip

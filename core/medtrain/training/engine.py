@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from medtrain.protocols.metric import Metric
 from medtrain.protocols.model import move_batch
 from medtrain.runtime.determinism import StepSeeder
 from medtrain.runtime.distributed import World
+from medtrain.runtime.precision import autocast
 
 
 @dataclass
@@ -46,10 +47,8 @@ class Engine:
     stages: Any = None
     transfer: Any = None
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.amp is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.world.device.type, dtype=self.amp)
+    def autocast(self) -> AbstractContextManager[Any]:
+        return autocast(self.world.device, self.amp)
 
     def move(self, batch: dict[str, Any]) -> dict[str, Any]:
         if self.world.device.type == "cpu" and self.memory_format is None:

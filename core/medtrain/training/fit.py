@@ -14,11 +14,10 @@ from medtrain.rundir import checkpoint
 from medtrain.rundir.directory import SplitFolder
 from medtrain.rundir.retention import LAST, CheckpointRetention, ranked_values
 from medtrain.training import state
-from medtrain.training.budget import Budget
 from medtrain.training.engine import Engine
 from medtrain.training.epoch import Epoch, SharedTotals
 from medtrain.training.hooks import Hooks
-from medtrain.training.interruptions import Interruptions, StopSignal
+from medtrain.training.interruptions import Budget, Interruptions, StopSignal
 from medtrain.training.loaders import StageData
 from medtrain.training.status import Status
 from medtrain.training.step import CHECK_EVERY, check_finite, train_steps

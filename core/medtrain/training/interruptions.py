@@ -1,4 +1,4 @@
-"""What asks a run from outside to leave or to wait: signals, and the control file in the split's folder."""
+"""What ends or pauses a run before its last epoch: signals, the control file in the split's folder, the budget."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
+from medtrain.config.sections import OptimizationSection
 from medtrain.errors import Interrupted, MedtrainError, Preempted
 from medtrain.rundir.directory import SplitFolder
 from medtrain.runtime.distributed import World
@@ -96,3 +97,34 @@ class Signals:
         if not self.pending:
             self._since = now
         self.pending = number
+
+
+class Budget:
+    """How long a run may train: optimizer steps and seconds, those of its resumed parts included.
+
+    spent: the reason the budget is exhausted; empty while it is not.
+    """
+
+    def __init__(self, settings: OptimizationSection, world: World) -> None:
+        self.steps, self.limit, self.world = settings.max_steps, settings.max_seconds, world
+        self.limited = self.steps is not None or self.limit is not None
+        self.spent = ""
+        self._before, self._started = 0.0, time.monotonic()
+
+    def is_spent(self, step: int) -> bool:
+        """Whether it is exhausted after so many steps of the run; all processes agree."""
+        self.spent = ""
+        if self.steps is not None and step >= self.steps:
+            self.spent = f"optimization.max_steps = {self.steps} done"
+        elif self.limit is not None and self.world.any(self.seconds >= self.limit):
+            self.spent = f"optimization.max_seconds = {self.limit:g} spent"
+        return bool(self.spent)
+
+    @property
+    def seconds(self) -> float:
+        """Trained so far."""
+        return self._before + time.monotonic() - self._started
+
+    def resume_from(self, seconds: float) -> None:
+        """Count from what was trained before."""
+        self._before, self._started = seconds, time.monotonic()

@@ -96,7 +96,9 @@ class BrainOptions(SectionModel):
     file_type: str | dict[str, Any] = Field(
         "T1w", description="images to read: a preset's name, or a table of its parts"
     )
-    masks: str | dict[str, Any] = Field("Segmentation", description="segmentation: what the masks are, likewise")
+    masks: str | dict[str, Any] = Field(
+        "Segmentation", description="segmentation: the masks to read, given like file_type"
+    )
     label: str = Field("diagnosis", description="column of the participants' or sessions' tables to predict")
     stratify: list[str] = Field([], description="columns the groups are balanced in; default: the classes")
     exclude: Literal["strict", "skip"] = Field(

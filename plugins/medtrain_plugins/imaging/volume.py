@@ -164,10 +164,6 @@ class Volume:
         flipped = array[tuple(slice(None, None, -1 if flip else 1) for _, flip in self.order)]
         return np.ascontiguousarray(np.transpose(flipped, np.argsort(sources)))
 
-    def from_source_order(self, array: Array) -> Array:
-        """The inverse of `to_source_order`."""
-        return _turn(array, self.order)
-
     def source_affine(self) -> Array:
         """(4, 4): the file's own indices -> LPS mm."""
         matrix, origin = np.eye(4), self.origin.copy()

@@ -25,7 +25,7 @@ class CohortOptions(BaseModel):
     demo_patients: int = Field(0, ge=0, description="without data: women of a synthetic cohort; 0 needs data")
     demo_seed: int = Field(0, ge=0, description="seed of that cohort")
     demo_signal: Literal["growth", "change", "none"] = Field(
-        "growth", description="what tells of a coming cancer in it"
+        "growth", description="sign of a later cancer in the demo's images"
     )
 
     @property

@@ -52,7 +52,7 @@ class ModelOptions(SectionModel):
     deep_supervision: bool = Field(False, description="coarser heatmaps are trained too")
     gradient_checkpointing: bool = Field(False, description="less memory, a third more time")
     heads: list[Task] = Field(
-        ["heatmap", "offset", "log_diameter", "triage"], description="what the network says; heatmap always"
+        ["heatmap", "offset", "log_diameter", "triage"], description="outputs of the network; heatmap is required"
     )
     diameter_channels: Literal[1, 3] = Field(1, description="1: a sphere's diameter; 3: along z, y, x")
     options: dict[str, Any] = Field({}, description="further arguments of MONAI's networks or of your class")
@@ -326,7 +326,7 @@ class PivotOptions(SectionModel):
     prepared: Path | None = Field(
         None, description="where scans that are not prepared yet are kept; default: the cache"
     )
-    fold: int | None = Field(None, ge=0, description="of a manifest dealt into folds: the one that is held out")
+    fold: int | None = Field(None, ge=0, description="of a manifest with folds: the fold that is held out")
     spacing: tuple[float, float, float] | None = Field(
         None, description="z, y, x in mm of the voxels; default: that of the prepared scans, 1 mm where none are yet"
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from medtrain.errors import DataError
 from medtrain.protocols import Evaluation, Metric, Rows, Section, compute_all
-from medtrain.rundir import METRICS, PREDICTIONS, Maps, predictions, read_json, read_predictions, strict, write_json
+from medtrain.rundir import Maps, predictions, strict, write_json
 from medtrain.statistics import Spread, spread
 
 from medtrain_plugins.results import report
@@ -140,22 +140,6 @@ def average(tables: Sequence[Rows]) -> Rows:
         else:
             raise DataError(f"the folds disagree on {name!r}, which is no real number and cannot be averaged")
     return averaged
-
-
-def read_evaluations(maps: Maps, group: str) -> dict[int, Evaluation]:
-    """The written evaluations of a group, by split; DataError when a split has none."""
-    found = {}
-    for folder in maps.splits():
-        where = folder.evaluation(group)
-        if not (where / METRICS).is_file():
-            raise DataError(f"{folder.path}: group {group!r} has not been evaluated")
-        described = read_json(where / METRICS)
-        read = read_predictions(where / f"{PREDICTIONS}.parquet")
-        if read is None:
-            raise DataError(f"{where}: the predictions do not tell their shapes; evaluate again")
-        values = {name: math.nan if value is None else value for name, value in described["metrics"].items()}
-        found[folder.number] = Evaluation(group, values, read[0], described["undefined"], described["details"])
-    return found
 
 
 def write_folds(maps: Maps, results: FoldResults, title: str) -> Path:

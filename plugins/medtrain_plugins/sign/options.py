@@ -85,7 +85,7 @@ class KArSLOptions(SectionModel):
     num_epochs: int | None = Field(None, ge=1, description="the original flag; the same as optimization.num_epochs")
     demo_clips: int = Field(0, ge=0, description="without data: synthetic clips per sign and signer; 0 needs data")
     demo_seed: int = Field(0, ge=0, description="seed of these clips")
-    demo_signal: Literal["signs", "none"] = Field("signs", description="none: the clips tell nothing of their sign")
+    demo_signal: Literal["signs", "none"] = Field("signs", description="none: clips do not depend on their sign")
 
     @model_validator(mode="before")
     @classmethod

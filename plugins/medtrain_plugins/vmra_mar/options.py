@@ -26,4 +26,4 @@ class VMRAMaROptions(RiskOptions):
     threshold_ratio: float = Field(
         0.4, ge=0, description="how far an asymmetry may move between visits, in the grid's longer side"
     )
-    persistent_weight: float = Field(1.0, ge=0, description="what a visit counts more when its asymmetry stays")
+    persistent_weight: float = Field(1.0, ge=0, description="additional weight of a visit whose asymmetry persists")

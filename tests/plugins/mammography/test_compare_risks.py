@@ -21,11 +21,10 @@ from medtrain_plugins.mammography.evaluation.survival import (
     c_index_reference,
     c_index_td,
     risk_comparisons,
-    uno_c_index,
-    yearly_auc,
 )
 from medtrain_plugins.results.compare import ComparedRuns, compare_runs, write_comparison
 from medtrain_plugins.results.evaluations import EvaluatedRun
+from survival_values import uno_c_index, yearly_auc
 
 Rows = dict[str, Any]
 

@@ -12,7 +12,7 @@ import pytest
 from medtrain.protocols.metric import Array, Evaluation
 from medtrain_plugins.mammography.evaluation.metrics import RiskMetrics
 from medtrain_plugins.mammography.evaluation.plots import calibration_figure, incidence_figure, risk_sections, roc_curve
-from medtrain_plugins.mammography.evaluation.survival import yearly_auc
+from survival_values import yearly_auc
 
 
 def evaluation(n: int = 240, events: float = 0.3, details: bool = True) -> Evaluation:

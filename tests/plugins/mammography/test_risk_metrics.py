@@ -13,7 +13,8 @@ import torch
 from medtrain.errors import DataError
 from medtrain.protocols.metric import Metric, RowCollector, Rows, compute_all, merge_rows
 from medtrain_plugins.mammography.evaluation.metrics import RiskMetrics
-from medtrain_plugins.mammography.evaluation.survival import KaplanMeier, c_index_td, yearly_auc
+from medtrain_plugins.mammography.evaluation.survival import KaplanMeier, c_index_td
+from survival_values import yearly_auc
 
 NAMES = ["c_index", "c_index_uno", *(f"auc_year_{year}" for year in range(1, 6))]
 

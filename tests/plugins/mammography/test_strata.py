@@ -7,7 +7,8 @@ import pytest
 from medtrain.protocols.metric import Rows
 from medtrain_plugins.mammography.cohort.layouts import CSAW_CANCER_TYPES, RACES
 from medtrain_plugins.mammography.evaluation.strata import exam_rows, group_report, patient_rows, select, strata_report
-from medtrain_plugins.mammography.evaluation.survival import c_index_td, yearly_auc
+from medtrain_plugins.mammography.evaluation.survival import c_index_td
+from survival_values import yearly_auc
 
 G = np.ones(5)
 

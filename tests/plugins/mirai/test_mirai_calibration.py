@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from medtrain.errors import ConfigError, DataError
-from medtrain_plugins.mammography.evaluation.survival import KaplanMeier, c_index_td, yearly_auc
+from medtrain_plugins.mammography.evaluation.survival import KaplanMeier, c_index_td, check_times, year_classes
 from medtrain_plugins.mirai.calibration import Calibration, fit, known_outcomes, log_loss
 from medtrain_plugins.mirai.model import MiraiModel
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from torch.testing import assert_close
 
 SLOPE = np.array([3.0, 5.0, 8.0, 4.0, 6.0])
@@ -83,6 +84,12 @@ def survival(seed: int, n: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarra
     risks = 1 - (1 - hazard[:, None]) ** np.arange(1, 6)
     event, lost = rng.geometric(hazard) - 1, rng.integers(0, 10, n)
     return risks.astype(np.float32), np.minimum(np.minimum(event, lost), 4), (event <= np.minimum(lost, 4)).astype(int)
+
+
+def yearly_auc(event_times, event_observed, risks):
+    times, observed = check_times(event_times, event_observed)
+    by_year = [year_classes(times, observed, year) for year in range(risks.shape[1])]
+    return [roc_auc_score(cases[cases | free], risks[cases | free, y]) for y, (cases, free) in enumerate(by_year)]
 
 
 def test_auc_and_c_index_of_a_year_stay():

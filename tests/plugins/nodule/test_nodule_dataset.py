@@ -10,7 +10,7 @@ import pytest
 import torch
 from medtrain.data import Loader
 from medtrain.errors import DataError
-from medtrain_plugins.nodule.data.dataset import OPEN_SCANS, GridPatches, NodulePatches, NoduleScans
+from medtrain_plugins.nodule.data.dataset import OPEN_SCANS, NodulePatches, NoduleScans
 from medtrain_plugins.nodule.data.patches import cut
 from medtrain_plugins.nodule.data.sampling import Sampling
 from medtrain_plugins.nodule.options import AugmentationOptions
@@ -18,6 +18,7 @@ from medtrain_plugins.nodule.scans.intensity import Intensity
 from medtrain_plugins.nodule.scans.manifest import ManifestRow, read_manifest
 from medtrain_plugins.nodule.scans.resampling import AIR
 from medtrain_plugins.nodule.synthetic.synth import demo_manifest
+from spec_functions import GridPatches
 
 SIZE = (32, 32, 32)
 INTENSITY = Intensity()

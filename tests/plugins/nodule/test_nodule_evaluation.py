@@ -10,18 +10,15 @@ from evaluation_cases import GOLDEN, submission
 from medtrain.errors import ConfigError, DataError
 from medtrain_plugins.nodule.annotations.tables import Findings
 from medtrain_plugins.nodule.evaluation.accuracy import (
-    dice_to_iou,
-    equivalent_diameter,
-    iou_to_dice,
     mask_metrics,
     mask_score,
-    mask_volume,
     relative_errors,
     size_metrics,
 )
 from medtrain_plugins.nodule.evaluation.evaluate import EvaluationSettings, diameter_strata, evaluate_detections
 from medtrain_plugins.nodule.evaluation.malignancy import auc, calibration_curve, correlations
 from medtrain_plugins.nodule.evaluation.precision import average_precision
+from spec_functions import dice_to_iou, equivalent_diameter, iou_to_dice, mask_volume
 
 ONCE = EvaluationSettings(replicates=0)
 

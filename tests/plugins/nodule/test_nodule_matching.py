@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from evaluation_cases import GOLDEN, names, one_scan
 from medtrain_plugins.nodule.annotations.tables import Findings
-from medtrain_plugins.nodule.evaluation.accuracy import centre_metrics, distances, match_centres
 from medtrain_plugins.nodule.evaluation.matching import Outcome, cap, match_fixed_radius, match_luna16
+from spec_functions import centre_metrics, distances, match_centres
 
 TP, FP = Outcome.TRUE_POSITIVE, Outcome.FALSE_POSITIVE
 

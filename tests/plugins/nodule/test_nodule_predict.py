@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from found_scans import NODULES, ORIGIN, SPACING, Toy, found_in, pivot_options, scan_in
 from medtrain import Run, RunConfig, Trainer, build_model
 from medtrain.errors import ConfigError, DataError, UsageError
+from medtrain.runtime.precision import choose_amp
 from medtrain_cli.main import cli
 from medtrain_cli.options import Request as Asked
 from medtrain_plugins.nodule.annotations.tables import read_findings
@@ -19,7 +20,6 @@ from medtrain_plugins.nodule.inference.calibration import Calibration
 from medtrain_plugins.nodule.inference.predict import (
     DetectedScan,
     Request,
-    autocast_type,
     find_nodules,
     label_parts,
     open_scan,
@@ -216,9 +216,9 @@ def test_a_zip_file_without_a_scan_is_named(tmp_path: Path) -> None:
 
 def test_autocast_types() -> None:
     cpu = torch.device("cpu")
-    assert autocast_type("auto", cpu) is None and autocast_type("bf16", cpu) is torch.bfloat16
+    assert choose_amp("auto", cpu) is None and choose_amp("bf16", cpu) is torch.bfloat16
     with pytest.raises(ConfigError, match="fp16"):
-        autocast_type("fp16", cpu)
+        choose_amp("fp16", cpu)
 
 
 @pytest.fixture(scope="module")

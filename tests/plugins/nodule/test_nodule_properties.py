@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from medtrain_plugins.nodule.annotations.properties import box_iou, half_open, measure_nodule, sphere_box, sphere_volume
+from medtrain_plugins.nodule.annotations.properties import measure_nodule, sphere_box, sphere_volume
 from nodule_golden import CASES
+from spec_functions import box_iou, half_open
 
 
 def ball(radius: float, spacing: tuple[float, float, float], centre: tuple[float, float, float]) -> np.ndarray:

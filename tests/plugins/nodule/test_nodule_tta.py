@@ -14,6 +14,7 @@ from medtrain_plugins.nodule.inference.tta import GENERATORS, View, make_views
 from medtrain_plugins.nodule.model.build import build_detector
 from medtrain_plugins.nodule.model.heads import DetectorOutput
 from medtrain_plugins.nodule.options import InferenceOptions
+from spec_functions import triple
 from torch import Tensor, nn
 
 ALL = ("flip_x", "flip_y", "flip_z", "rotate_90")
@@ -51,7 +52,7 @@ def test_flips_and_turns_are_those_of_numpy() -> None:
 def test_inverses_are_exact(view: View) -> None:
     values = torch.arange(2 * 60).reshape(2, 3, 4, 5)
     seen = view.apply(values)
-    assert tuple(seen.shape[1:]) == view.triple((3, 4, 5))
+    assert tuple(seen.shape[1:]) == triple(view, (3, 4, 5))
     assert torch.equal(view.invert(seen), values)
     assert view.then(view.inverse) == view.inverse.then(view) == View()
 
@@ -74,13 +75,13 @@ def test_points_go_along(view: View) -> None:
 def test_offsets_and_lengths_come_back_along_the_axes_of_the_scan(view: View) -> None:
     """A point between voxels, told from its view, is the same point."""
     shape, point, sizes = (6, 7, 8), np.array([2.3, 3.8, 5.4]), (3.0, 4.0, 5.0)
-    seen = view.triple(shape)
+    seen = triple(view, shape)
     (there,) = view.points([point], shape)
     nearest = np.rint(there).astype(int)
     offset, length = torch.zeros(3, *seen), torch.zeros(3, *seen)
     z, y, x = nearest
     offset[:, z, y, x] = torch.from_numpy(there - nearest).float()
-    length[:, z, y, x] = torch.tensor(view.triple(sizes))
+    length[:, z, y, x] = torch.tensor(triple(view, sizes))
     back = view.invert_maps({"offset": offset, "log_diameter": length, "heatmap": offset[:1]})
     ((vz, vy, vx),) = view.inverse.points([nearest], seen).astype(int)
     found = np.array([vz, vy, vx]) + back["offset"][:, vz, vy, vx].numpy()

@@ -68,7 +68,7 @@ def classification_sections(rows: Rows, options: BrainOptions) -> list[Section]:
         ),
         Section(
             "Calibration",
-            "How often a class is true where it is given a probability; on the diagonal they mean what they say. "
+            "Observed frequency of a class at each predicted probability; on the diagonal both are equal. "
             f"Expected calibration error of the most probable class: {calibration_error(label, probability):.3f}.",
             {},
             {"brain_calibration": calibration_figure(label, probability, options.classes)},

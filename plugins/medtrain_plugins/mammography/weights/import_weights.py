@@ -144,7 +144,7 @@ def _transformer_options(
             "unless the default is right."
         )
     if arguments.get("transfomer_hidden_dim", hidden) != hidden:
-        notes.append(f"{path.name} tells of another hidden size than its tensors have, which is {hidden}.")
+        notes.append(f"{path.name} states another hidden size than that of its tensors, which is {hidden}.")
     if pool := _pool(root, transformer):
         options["pool"] = pool
     factors = [match[1] for key in transformer if (match := re.match(r"pool\.(?!attention_)(\w+)_fc\.weight", key))]

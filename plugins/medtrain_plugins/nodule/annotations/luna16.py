@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,11 +125,6 @@ def read_characteristics(path: Path) -> dict[str, dict[str, Any]]:
             if cell:
                 found.setdefault(f"{path.name}:{line}", {})[name] = value
     return found
-
-
-def count_by_series(findings: Findings) -> Counter[str]:
-    """Rows of each series."""
-    return Counter(str(series) for series in findings.series)
 
 
 def score_of_nodule(values: Mapping[str, Any]) -> float | None:

@@ -124,22 +124,6 @@ def sphere_box(centre: ArrayLike, diameter_mm: float, spacing: ArrayLike, shape:
     return _box(low, high)
 
 
-def half_open(box: ArrayLike) -> Box:
-    """A half-open box from one that includes its last voxels."""
-    bounds = np.asarray(box)
-    return _box(bounds[:, 0], bounds[:, 1] + 1)
-
-
-def box_iou(a: ArrayLike, b: ArrayLike) -> float:
-    """Intersection over union of two half-open boxes, [low, high) per axis; 0 for empty ones."""
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    shared = np.minimum(first[:, 1], second[:, 1]) - np.maximum(first[:, 0], second[:, 0])
-    both = float(np.clip(shared, 0, None).prod())
-    sizes = [float(np.clip(box[:, 1] - box[:, 0], 0, None).prod()) for box in (first, second)]
-    union = sum(sizes) - both
-    return both / union if union > 0 else 0.0
-
-
 def _sphericity(voxels: NDArray[np.int64], millimetres: NDArray[np.float64]) -> float:
     """The surface is estimated from intersections with lines in 13 directions."""
     import SimpleITK as sitk

@@ -368,7 +368,9 @@ def _early_stopping(given: GuideSettings, found: ConvertedGuide) -> None:
             found.notes.append("training.early_stopping.enabled is false: its settings are left out")
         return
     if "patience" not in known:
-        raise ConfigError(f"{prefix}patience: say how many evaluations without improvement are borne")
+        raise ConfigError(
+            f"{prefix}patience: give the number of evaluations without improvement after which training stops"
+        )
     if "monitor" in known:
         known["monitor"] = _value(known["monitor"], prefix + "monitor")
     for name, value in known.items():

@@ -13,7 +13,6 @@ from medtrain.errors import DataError
 from numpy.typing import ArrayLike, NDArray
 
 from medtrain_plugins.nodule.data.augmentation import SampledTransform, sample_transform
-from medtrain_plugins.nodule.data.patches import grid_starts
 from medtrain_plugins.nodule.data.sampling import (
     Sampling,
     ScanPoints,
@@ -165,39 +164,6 @@ class NodulePatches(_Scans):
         )
         start = draw_start(points, self.sampling, self.chance, generator, transform)
         return {"sample_id": self.sample_ids[index]} | self.patch(number, start, size, transform)
-
-
-class GridPatches(_Scans):
-    """All patches of a grid over every scan, always the same; samples as of `NodulePatches`."""
-
-    deterministic = True
-
-    def __init__(
-        self,
-        rows: Sequence[ManifestRow],
-        intensity: Intensity,
-        sampling: Sampling,
-        stride: Sequence[int],
-        *,
-        with_mask: bool = False,
-    ) -> None:
-        super().__init__(rows, intensity, sampling, with_mask)
-        self.patches = [
-            (number, start)
-            for number, row in enumerate(self.rows)
-            for start in grid_starts(row.shape, sampling.patch_size, stride)
-        ]
-        self.sample_ids = [
-            f"{self.rows[number].series}#{'-'.join(map(str, start.tolist()))}" for number, start in self.patches
-        ]
-        self.participants = [self.rows[number].patient for number, _ in self.patches]
-
-    def __len__(self) -> int:
-        return len(self.patches)
-
-    def __getitem__(self, index: int, /) -> Sample:
-        number, start = self.patches[index]
-        return {"sample_id": self.sample_ids[index]} | self.patch(number, start, self.sampling.patch_size)
 
 
 class NoduleScans(_Scans):

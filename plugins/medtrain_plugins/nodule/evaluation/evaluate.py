@@ -182,7 +182,7 @@ def evaluate_detections(
     else:
         matching = match_fixed_radius(annotations, candidates, scans, settings.max_distance, settings.max_marks)
         if excluded is not None:
-            notes.append("the fixed_radius protocol knows no irrelevant findings; those given were not used")
+            notes.append("the fixed_radius protocol has no irrelevant findings; those given were not used")
     marks = Marks.of(matching, candidates)
     curve = froc(marks, settings.protocol)
     counts = _counts(matching, excluded, scans)

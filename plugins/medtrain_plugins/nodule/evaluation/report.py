@@ -276,6 +276,6 @@ def detection_sections(run: Run, options: PivotOptions) -> list[Section]:
                 for name in shown
             ]
         )
-        text = "The same network with the weights it had before training, on the same scans: what is there by chance."
+        text = "The same network with the weights it had before training, on the same scans: what chance alone gives."
         sections.insert(1, Section("Before training", text=text, tables={"Trained and untrained": table}))
     return sections

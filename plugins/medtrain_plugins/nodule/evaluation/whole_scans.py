@@ -16,7 +16,6 @@ from medtrain_plugins.nodule.data.groups import SCAN, scans_of
 from medtrain_plugins.nodule.data.targets import make_heatmap, sigma_of, to_output
 from medtrain_plugins.nodule.evaluation.metrics import metrics_of
 from medtrain_plugins.nodule.evaluation.rows import LARGER, SMALLER, ScanTable, join_tables
-from medtrain_plugins.nodule.inference.predict import autocast_type
 from medtrain_plugins.nodule.inference.sliding_window import compute_maps, find_candidates, stride_of
 from medtrain_plugins.nodule.model.heads import DetectorModel
 from medtrain_plugins.nodule.options import PivotOptions
@@ -41,17 +40,16 @@ def evaluate_scans(run: Run, loader: Iterable[Batch], options: PivotOptions, unt
     losses: dict[str, list[float]] = {}
     tables: list[dict[str, Any]] = []
     compared: list[dict[str, Any]] = []
-    amp = autocast_type(run.config.computational.amp, run.device)
     with evaluation_mode(network), torch.inference_mode():
         for batch in whole_scans(run, loader, options):
             if options.evaluation.loss_patches:
-                for name, pair in patch_losses(run, network, batch, amp).items():
+                for name, pair in patch_losses(run, network, batch).items():
                     losses[name] = [a + b for a, b in zip(losses.get(name, [0.0, 0.0]), pair, strict=True)]
             if due:
-                tables.append(search(network, batch, options, amp))
+                tables.append(search(network, batch, options, run.amp))
                 if untrained is not None:
-                    compared.append(search(untrained, batch, options, amp))
-    gathered = gather((losses, tables, compared))
+                    compared.append(search(untrained, batch, options, run.amp))
+    gathered = run.world.gather([(losses, tables, compared)])
     metrics = metrics_of(options)
     order = order_of(run)
     rows = join_tables([table for _, part, _ in gathered for table in part], order)
@@ -103,7 +101,7 @@ def rows_behind(dataset: Any) -> list[Any]:
     return [row for one in inner if one is not None for row in rows_behind(one)]
 
 
-def patch_losses(run: Run, network: nn.Module, batch: Batch, amp: torch.dtype | None) -> dict[str, tuple[float, float]]:
+def patch_losses(run: Run, network: nn.Module, batch: Batch) -> dict[str, tuple[float, float]]:
     """Sum and weight of each term of the loss over the fixed patches of a scan, one patch at a time."""
     sums: dict[str, tuple[float, float]] = {}
     for number in range(len(batch["image"])):
@@ -112,7 +110,7 @@ def patch_losses(run: Run, network: nn.Module, batch: Batch, amp: torch.dtype | 
             for name, value in batch.items()
             if isinstance(value, torch.Tensor) and value.dim()
         }
-        with torch.autocast(run.device.type, dtype=amp, enabled=amp is not None):
+        with run.autocast():
             terms = as_terms(run.loss(network(part), part), 1, run.device)
         for name, term in terms.items():
             total, weight = sums.get(name, (0.0, 0.0))
@@ -170,17 +168,6 @@ def overlaps(maps: Mapping[str, torch.Tensor], scan: Batch, stride: int, options
         told["mask_overlap"] = 2 * float((predicted & true).sum()) if known.any() else math.nan
         told["mask_total"] = float(predicted.sum() + true.sum()) if known.any() else math.nan
     return told
-
-
-def gather(part: Any) -> list[Any]:
-    """The parts of all processes, in the same order on each."""
-    import torch.distributed as dist
-
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return [part]
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, part)
-    return parts
 
 
 def mean_losses(parts: Sequence[dict[str, list[float]]]) -> dict[str, float]:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from medtrain import Run
-from medtrain.errors import ConfigError, DataError, UsageError
+from medtrain.errors import DataError, UsageError
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import nn
@@ -161,7 +161,7 @@ def predict(run: Run, sample: Any, options: PivotOptions) -> pd.DataFrame | Dete
             volume,
             options,
             device=run.device,
-            amp=autocast_type(run.config.computational.amp, run.device),
+            amp=run.amp,
             calibration=_calibration(run, options.inference),
         )
     found = replace(
@@ -264,15 +264,6 @@ def label_parts(segmentation: Array, candidates: list[Candidate], spacing: Array
             owner[part] = number
     labelled: Array = owner[parts]
     return labelled
-
-
-def autocast_type(amp: str, device: torch.device) -> torch.dtype | None:
-    """The autocast type of `computational.amp` for inference on a device."""
-    if amp == "fp16" and device.type == "cpu":
-        raise ConfigError("computational.amp: 'fp16' needs a GPU; use 'bf16' or 'no' on the CPU")
-    if amp == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
-    return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
 
 
 def settings_of(findings: DetectedScan) -> dict[str, Any]:

@@ -59,11 +59,6 @@ class View:
         last = np.asarray(shape, dtype=np.float64)[list(self.order)] - 1
         return np.where(self.flips, last - points, points)
 
-    def triple(self, values: Sequence[float]) -> tuple[float, float, float]:
-        """A triple along z, y and x (a shape, a spacing), along the axes of the view."""
-        z, y, x = (values[axis] for axis in self.order)
-        return z, y, x
-
     def invert_maps(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The maps (C, D, H, W) of the view, on the scan.
 

@@ -50,22 +50,6 @@ def focal(
     return reduce(balance * (1 - of_class) ** gamma * entropy, reduction)
 
 
-def multiclass_focal(
-    logits: Tensor,
-    labels: Tensor,
-    alpha: float | Sequence[float] = 0.25,
-    gamma: float = 2.0,
-    reduction: Reduction = "none",
-) -> Tensor:
-    """The focal loss of several classes: -alpha (1 - p_c)^gamma ln p_c, c the true class.
-
-    logits (B, C, *size), labels (B, *size) integers -> (B, *size). alpha: one factor, or one per class.
-    """
-    log_probability = functional.log_softmax(_single(logits), dim=1).gather(1, labels.long()[:, None])[:, 0]
-    balance = alpha if isinstance(alpha, int | float) else log_probability.new_tensor(alpha)[labels.long()]
-    return reduce(-balance * (1 - log_probability.exp()) ** gamma * log_probability, reduction)
-
-
 def penalty_reduced_focal(logits: Tensor, target: Tensor, alpha: float = 2.0, beta: float = 4.0) -> Tensor:
     """The focal loss of heatmaps (Law and Deng, ECCV 2018), by entry: near a centre, high values cost little.
 

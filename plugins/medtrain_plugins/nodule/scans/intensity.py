@@ -58,17 +58,6 @@ class Intensity:
             np.float32
         )
 
-    def clipped_fraction(self, hu: npt.ArrayLike) -> float:
-        """The share of voxels outside the window."""
-        values = np.asarray(hu)
-        low, high = self.window
-        return float(np.mean((values < low) | (values > high))) if values.size else 0.0
-
-    @classmethod
-    def of_centre(cls, centre: float, width: float, target: tuple[float, float] = (0.0, 1.0)) -> Intensity:
-        """From centre and width, as radiologists state a window: -600 / 1500 for lungs."""
-        return cls((centre - width / 2, centre + width / 2), target)
-
     def as_dict(self) -> dict[str, Any]:
         """As JSON; `from_dict` takes it back."""
         return {name: list(values) for name, values in asdict(self).items()}

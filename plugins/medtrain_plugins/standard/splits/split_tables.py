@@ -17,7 +17,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medtrain.data import PARTICIPANT, SESSION, infer_types, missing_words, read_table
+from medtrain.data import infer_types, missing_words, read_table
 from medtrain.errors import DataError, UsageError, first_lines, nearest
 from medtrain.rundir import new_folder
 
@@ -32,6 +32,7 @@ from medtrain_plugins.standard.splits.partition import (
 if TYPE_CHECKING:
     import pandas as pd
 
+PARTICIPANT, SESSION = "participant_id", "session_id"
 TRAIN, BASELINE = "train", "_baseline"
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medtrain.data import PARTICIPANT, SESSION, Part, Split
+from medtrain.data import Part, Split
 from medtrain.errors import DataError, UsageError, first_lines
 from medtrain.protocols import Dataset, evaluation_of, participants_of
 from medtrain.rundir import read_json
@@ -20,6 +20,8 @@ from medtrain_plugins.standard.splits.split_tables import (
     BASELINE,
     FACTS,
     KFOLD_CONFIG,
+    PARTICIPANT,
+    SESSION,
     SINGLE_CONFIG,
     TRAIN,
     read_sessions,
