@@ -37,8 +37,9 @@ def doctor(as_json: bool) -> int:
 def examine() -> dict[str, Any]:
     """Facts about the machine, and `problems` in words."""
     import torch
-    from medtrain import catalog
     from medtrain.data.cache import cache_dir
+
+    from medtrain_cli import catalog
 
     problems = []
     packages = {}

@@ -8,8 +8,9 @@ from importlib import import_module
 from typing import Any
 
 import click
-from medtrain import catalog
 from medtrain.errors import MedtrainError, nearest
+
+from medtrain_cli import catalog
 
 # Every built-in command: dotted name -> (where it is, one line of help). Plugins add theirs by entry point.
 COMMANDS = {

@@ -33,14 +33,14 @@ class Request:
 
     def resolve(self) -> RunConfig:
         """The configuration: preset < files < --set < flags. `notes` tells what was chosen for the user."""
-        from medtrain import catalog
+        from medtrain.catalog import presets
         from medtrain.config import configure
 
         names = list(self.plugin) or self._plugins_of_files()
         if not names:
             raise UsageError("name at least one plugin with --plugin; `medtrain plugins list` shows them")
         preset = self.preset
-        if preset is None and self._has_no_data() and any("demo" in catalog.presets(name) for name in names):
+        if preset is None and self._has_no_data() and any("demo" in presets(name) for name in names):
             preset = "demo"
             self.notes.append("No data given: training the embedded demo (preset demo, synthetic data, CPU).")
         flags = {

@@ -6,8 +6,11 @@ import json
 from typing import Any
 
 import click
-from medtrain import catalog, plugins
+from medtrain import plugins
+from medtrain.catalog import presets
 from medtrain.hookspecs import ALL
+
+from medtrain_cli import catalog
 
 
 @click.command("list")
@@ -35,9 +38,9 @@ def info(name: str, as_json: bool) -> None:
     loaded = plugins.load(name)
     model = loaded.options()
     options = [_option(key, field) for key, field in model.model_fields.items()] if model else []
-    presets = sorted(catalog.presets(name))
+    names = sorted(presets(name))
     if as_json:
-        click.echo(json.dumps({"name": name, "options": options, "hooks": sorted(loaded.hooks), "presets": presets}))
+        click.echo(json.dumps({"name": name, "options": options, "hooks": sorted(loaded.hooks), "presets": names}))
         return
     from medtrain.console import console, table
 
@@ -48,7 +51,7 @@ def info(name: str, as_json: bool) -> None:
     rows = [[option["name"], option["type"], option["default"], option["description"]] for option in options]
     screen.print(table(f"Options of [plugins.{name}]", ["option", "type", "default", "description"], rows))
     screen.print(f"\nHooks    {', '.join(hook for hook in ALL if hook in loaded.hooks)}")
-    screen.print(f"Presets  {', '.join(presets) or 'none'}")
+    screen.print(f"Presets  {', '.join(names) or 'none'}")
 
 
 @click.command()

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from medtrain import catalog
 from medtrain.errors import UsageError
 
+from medtrain_cli import catalog
 from medtrain_cli.options import FILE
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -46,15 +46,15 @@ class LoadedPlugin:
 
 def load(name: str) -> LoadedPlugin:
     """A plugin by its entry-point name, or by the import path `package.module[:attribute]`."""
-    points = [point for point in _points() if point.name == name]
+    points = [point for point in installed_points() if point.name == name]
     if len(points) > 1:
         where = ", ".join(f"{p.dist.name if p.dist else '?'} ({p.value})" for p in points)
         raise PluginError(f"plugin {name!r} is provided by more than one distribution: {where}; uninstall one")
     if points:
-        return _load(name, points[0])
+        return load_point(name, points[0])
     if "." in name or ":" in name:
-        return _load(name, EntryPoint(name, name, GROUP))
-    known = sorted({point.name for point in _points()})
+        return load_point(name, EntryPoint(name, name, GROUP))
+    known = sorted({point.name for point in installed_points()})
     raise PluginError(f"there is no plugin {name!r}{nearest(name, known)}; `medtrain plugins list` shows all")
 
 
@@ -100,7 +100,7 @@ class Plugins:
         for name in names:
             if names.count(name) > 1:
                 raise PluginError(f"plugin {name!r} is named twice; name it once")
-        self.defaults = [_load(name, EntryPoint(name, value, GROUP)) for name, value in DEFAULT_PLUGINS.items()]
+        self.defaults = [load_point(name, EntryPoint(name, value, GROUP)) for name, value in DEFAULT_PLUGINS.items()]
         for plugin in self.defaults:
             plugin.default = True
         self.manager = _manager()
@@ -194,7 +194,7 @@ CORE_ANSWERS = {
 }
 
 
-def _points() -> list[EntryPoint]:
+def installed_points() -> list[EntryPoint]:
     """Entry points of the group, each once: an editable install may be listed twice on the path."""
     unique = {}
     for point in entry_points(group=GROUP):
@@ -247,18 +247,18 @@ def _manager() -> _Manager:
     return manager
 
 
-def _target(point: EntryPoint) -> tuple[str, str]:
+def target_of(point: EntryPoint) -> tuple[str, str]:
     """Module and attribute of an entry point; both empty when its text is no import path."""
     return (point.module, point.attr) if point.pattern.match(point.value) else ("", "")
 
 
-def _no_target(value: str) -> str:
+def bad_target(value: str) -> str:
     return f"{value!r} is not an import path such as package.module:name"
 
 
-def _load(name: str, point: EntryPoint) -> LoadedPlugin:
-    if not _target(point)[0]:
-        raise PluginError(f"plugin {name!r}: {_no_target(point.value)}")
+def load_point(name: str, point: EntryPoint) -> LoadedPlugin:
+    if not target_of(point)[0]:
+        raise PluginError(f"plugin {name!r}: {bad_target(point.value)}")
     try:
         plugin = point.load()
     except (Exception, SystemExit) as error:  # whatever a stranger's module raises becomes one row or one message

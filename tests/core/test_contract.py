@@ -9,7 +9,7 @@ from typing import Any
 import click
 import medtrain
 import pytest
-from medtrain import catalog, errors, hookimpl, hookspecs
+from medtrain import errors, hookimpl, hookspecs
 from medtrain.config import RunConfig
 from medtrain.errors import PluginError
 from medtrain.plugins import Plugins, check
@@ -18,6 +18,7 @@ from medtrain.protocols.metric import BatchMetric, Metric
 from medtrain.protocols.schedule import Plan, Schedule
 from medtrain.rundir import checkpoint
 from medtrain.rundir import directory as maps
+from medtrain_cli import catalog
 from medtrain_cli.main import COMMANDS, cli
 
 HOOKS = {

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from medtrain import catalog, hookimpl, plugins
+from medtrain import hookimpl, plugins
+from medtrain.catalog import find_preset, presets
 from medtrain.errors import ConfigError, PluginError
 from medtrain.plugins import Plugins, check
+from medtrain_cli import catalog
 
 GOOD = '''"""A fine plugin.
 
@@ -168,12 +170,12 @@ def test_presets_lie_beside_the_module(imported_zoo: Path) -> None:
     (package / "__init__.py").write_text(GOOD)
     (package / "presets" / "paper.toml").write_text("[run]\nseed = 1\n")
     distribution(imported_zoo, "boxed", {"boxed": "boxed"})
-    assert set(catalog.presets("boxed")) == {"paper"}
-    assert catalog.find_preset(["fine", "boxed"], "paper") == [package / "presets" / "paper.toml"]
+    assert set(presets("boxed")) == {"paper"}
+    assert find_preset(["fine", "boxed"], "paper") == [package / "presets" / "paper.toml"]
     with pytest.raises(ConfigError, match=r"no chosen plugin has it \(did you mean 'paper'\?\); known: paper"):
-        catalog.find_preset(["boxed"], "papre")
+        find_preset(["boxed"], "papre")
     with pytest.raises(ConfigError, match="known: none"):
-        catalog.find_preset(["fine"], "demo")
+        find_preset(["fine"], "demo")
 
 
 def test_docstrings_are_read_from_the_source(imported_zoo: Path) -> None:

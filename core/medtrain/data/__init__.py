@@ -6,17 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medtrain_plugins.standard.preparing import processes, refuse_mixture, write_report
     from medtrain_plugins.standard.splits.partition import assign_folds, hold_out
     from medtrain_plugins.standard.splits.split_tables import make_kfold, make_split
     from medtrain_plugins.standard.splits.splitters import KFold, SingleSplit
     from medtrain_plugins.standard.splits.splitting import split_groups
-
-    from medtrain.data.adapters import NamedSamples, Weighted
-    from medtrain.data.cache import cache_dir
-    from medtrain.data.loader import Item, Loader, collate
-    from medtrain.data.preparing import processes, refuse_mixture, write_report
-    from medtrain.data.split import Joined, Part, Split
-    from medtrain.data.tables import (
+    from medtrain_plugins.standard.tables import (
         BIDS_MISSING,
         CSV_MISSING,
         infer_types,
@@ -26,6 +21,11 @@ if TYPE_CHECKING:
         read_table,
         table_from_rows,
     )
+
+    from medtrain.data.adapters import NamedSamples, Weighted
+    from medtrain.data.cache import cache_dir
+    from medtrain.data.loader import Item, Loader, collate
+    from medtrain.data.split import Joined, Part, Split
     from medtrain.protocols.dataset import Augmentation, Data, Dataset, participants_of, sample_ids_of
 
 # Where each public name lives.
@@ -33,9 +33,9 @@ _HOMES = {
     "medtrain.data.adapters": ("NamedSamples", "Weighted"),
     "medtrain.data.cache": ("cache_dir",),
     "medtrain.data.loader": ("Item", "Loader", "collate"),
-    "medtrain.data.preparing": ("processes", "refuse_mixture", "write_report"),
+    "medtrain_plugins.standard.preparing": ("processes", "refuse_mixture", "write_report"),
     "medtrain.data.split": ("Joined", "Part", "Split"),
-    "medtrain.data.tables": (
+    "medtrain_plugins.standard.tables": (
         "BIDS_MISSING",
         "CSV_MISSING",
         "infer_types",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medtrain.errors import DataError, UsageError
-from medtrain.rundir.files import write_json
+from medtrain.rundir import write_json
 
 Run = Callable[[Callable[[Any], Any], list[Any]], Iterable[Any]]
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-
 from medtrain.errors import DataError, first_lines
 
 if TYPE_CHECKING:
