@@ -109,7 +109,7 @@ class Doing:
 
     @hookspec(firstresult=True)
     def evaluate(self, run: Run, loader: Iterable[dict[str, Any]]) -> Any | None:
-        """A `medtrain.metrics.Evaluation` for tasks whose result is not per batch. Default: loop over metrics."""
+        """A `medtrain.Evaluation` for tasks whose result is not per batch. Default: loop over metrics."""
 
     @hookspec(firstresult=True)
     def predict(self, run: Run, sample: Any) -> Any | None:

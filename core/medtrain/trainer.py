@@ -108,7 +108,7 @@ class Trainer:
         """The trainer of an existing run, from its recorded configuration.
 
         Plugins are found by name; objects that were given when it was made are rebuilt by import path and constructor
-        arguments where that is possible (`medtrain.recipe`), and have to be given again where it is not.
+        arguments where that is possible (`medtrain.user_objects.recipe`), and have to be given again where it is not.
         callbacks: instead of the recorded ones, [] for none. assignments: `key=value` changes, as `--set` takes them.
         """
         opened = Maps.open(Path(path))

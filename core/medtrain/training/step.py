@@ -194,7 +194,7 @@ def _window_weight(name: str, term: Term, weights: dict[str, torch.Tensor]) -> t
         return weights[SAMPLES]
     raise ConfigError(
         f"optimization.accumulation_steps: the loss returns its term {name!r} with a weight of its own, so it needs a "
-        "method weights(batch) that gives this weight before the forward pass (see medtrain.losses)"
+        "method weights(batch) that gives this weight before the forward pass (see medtrain.protocols.loss)"
     )
 
 

@@ -26,7 +26,7 @@ def masked_bce(logits: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Te
 
 
 class MultiHeadBCE:
-    """The weighted sum of masked cross-entropies, one for each risk head, as terms of `medtrain.losses`.
+    """The weighted sum of masked cross-entropies, one for each risk head, as terms of `medtrain.protocols.loss`.
 
     risk_heads: (outputs, batch) -> head name -> (logits, target, mask), each (B, n). head_weights: the factor of every
     head, by name. mask_keys: the batch key of a head's mask, if it is not `y_mask` (ImgFeatAlign: {"pri":
