@@ -24,8 +24,8 @@ PUBLISHED_BATCH = 20
 class RegistrationLoss:
     """(1 - NCC of the affine step) + (1 - NCC of the whole) + `weight` times the regularisation of the flow.
 
-    Terms of `medtrain.protocols.loss`, each a scalar mean over pairs, so they do not depend on the batches or the number
-    of processes: NCC is computed per pair, folding costs 2e-4 per unit of area and pair.
+    Terms of `medtrain.protocols.loss`, each a scalar mean over pairs: they do not depend on the batches or the
+    number of processes. NCC is computed per pair, folding costs 2e-4 per unit of area and pair.
 
     compat: "reference" computes the loss of the published code: one NCC over all pixels of the batch, folding summed
     over the batch at 1e-5 and measured along exchanged axes. It depends on the batch size and on the number of
