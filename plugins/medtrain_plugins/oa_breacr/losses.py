@@ -142,8 +142,8 @@ class OABreaCRLoss:
 
     Terms of `medtrain.protocols.loss`: `<head>_bce`, `<head>_mean_variance` and `final_divergence` are sums over exams
     with their weights, so they are the same on one process and on many. `registration` is the model's mean over the
-    batch, which is equivalent to such a sum. `final_triplets` compares the exams of one batch with each other: **it depends on
-    how exams are batched**, so on the batch size and the number of processes.
+    batch, which is equivalent to such a sum. `final_triplets` compares the exams of one batch with each other: **it
+    depends on how exams are batched**, so on the batch size and the number of processes.
 
     compat: "reference" has the published code's targets and follow-up (see `class_targets`, `last_known_class`).
     class_weights: of the six classes, in the mean-variance terms.
