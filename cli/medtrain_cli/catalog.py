@@ -80,7 +80,7 @@ def probe() -> list[PluginInfo]:
 
 
 def docstring(point: EntryPoint) -> str:
-    """First line of the docstring behind an entry point, read from its source."""
+    """One line about a command, read from its source: its `short_help`, else the first line of its docstring."""
     module, attribute = target_of(point)
     return _describe(source_of(module), attribute)[0]
 
@@ -106,10 +106,17 @@ def _describe(source: Path | None, attribute: str) -> tuple[str, str]:
         tree = next((node for node in tree.body if getattr(node, "name", None) == name), None)
         if tree is None:
             return "", "?"
-    text = (ast.get_docstring(tree) or "").strip()
+    text = _short_help(tree) or (ast.get_docstring(tree) or "").strip()
     functions = {getattr(node, "name", "") for node in tree.body}
     kind = next((kind for hook, kind in KIND_OF_HOOK.items() if hook in functions), "callback")
     return text.splitlines()[0] if text else "", kind
+
+
+def _short_help(tree: ast.AST) -> str:
+    """The argument `short_help` of a click command's decorator."""
+    given = [keyword for call in getattr(tree, "decorator_list", ()) for keyword in getattr(call, "keywords", ())]
+    texts = [k.value.value for k in given if k.arg == "short_help" and isinstance(k.value, ast.Constant)]
+    return str(texts[0]) if texts else ""
 
 
 def _probe_file() -> Path:

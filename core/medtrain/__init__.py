@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from medtrain.protocols.schedule import Plan, Schedule
     from medtrain.run import Run
     from medtrain.runtime.determinism import seed_model
-    from medtrain.trainer import Trainer, TrainResult
+    from medtrain.trainer import Trainer
+    from medtrain.training.fit import TrainResult
 
 # Where each public name lives.
 _HOMES = {
@@ -59,7 +60,8 @@ _HOMES = {
     "medtrain.protocols.schedule": ("Plan", "Schedule"),
     "medtrain.run": ("Run",),
     "medtrain.runtime.determinism": ("seed_model",),
-    "medtrain.trainer": ("TrainResult", "Trainer"),
+    "medtrain.trainer": ("Trainer",),
+    "medtrain.training.fit": ("TrainResult",),
     "medtrain_plugins.results.build_model": ("build_model",),
     "medtrain_plugins.results.compare": (
         "COLOURS",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from medtrain_plugins.standard.optimizers import freeze
-from medtrain_plugins.standard.transfer import Transfer
 from torch import nn
 
 from medtrain.config.sections import (
@@ -27,6 +28,7 @@ from medtrain.protocols.dataset import Data, evaluation_of, participants_of, sam
 from medtrain.protocols.metric import Metric
 from medtrain.protocols.model import unwrap
 from medtrain.protocols.schedule import Plan, as_schedule
+from medtrain.protocols.weights import Weights
 from medtrain.run import Run
 from medtrain.runtime import determinism
 from medtrain.runtime.determinism import StepSeeder
@@ -35,8 +37,9 @@ from medtrain.runtime.precision import choose_amp
 from medtrain.training.engine import Engine
 from medtrain.training.loaders import steps_per_epoch
 from medtrain.training.monitor import Monitor, choose_monitor, modes_of
-from medtrain.training.optimizers import Optimizers
+from medtrain.training.optimizers import Optimizers, TrainableParameters, scale_rates
 from medtrain.training.stages import ScaledSchedule, StagedPlan, Stages
+from medtrain.weights import saved_model
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,8 @@ def assemble_training(config: RunConfig, plugins: Plugins, world: World, given: 
     rebuild = (lambda staged: rebuilt_split(staged, plugins, world, split)) if given is None else (lambda staged: split)
     engine = build_engine(config, plugins, world, metrics, Stages(config, split, rebuild))
     plan = make_plan(config, engine.stages, world.size, split, monitor)
-    engine.schedule = build_schedule(config, plugins, engine.optimizer, plan)
-    if any(stage.learning_rate_scale != 1.0 for stage in config.stages):
-        engine.schedule = ScaledSchedule(engine.schedule, engine.optimizer)
+    engine.build_schedule = partial(build_schedule, config, plugins, engine.optimizer, plan)
+    engine.schedule = engine.build_schedule()
     run = Run(
         config=config,
         model=unwrap(engine.plain),
@@ -172,14 +174,8 @@ def build_engine(config: RunConfig, plugins: Plugins, world: World, metrics: lis
     determinism.use_deterministic_algorithms(computational.deterministic)
     determinism.use_backends(computational.benchmark, computational.allow_tf32)
     plain, loss = build_network(config, plugins, world)
-    transfer = Transfer(config)
-    if not config.fresh:
-        transfer.load(config, plugins, unwrap(plain))
-    freeze(unwrap(plain), settings.freeze)
-    optimizer = plugins.required("build_optimizer", config=config, model=unwrap(plain))
-    if isinstance(optimizer, Mapping):
-        optimizer = Optimizers(optimizer)
-    transfer.prepare(unwrap(plain), optimizer)
+    trainable = build_trainable(config, plugins, unwrap(plain))
+    optimizer = trainable.optimizer
     augmentation = plugins.first_result("build_augmentation", config=config)
     computed: nn.Module = torch.compile(plain) if computational.compile else plain  # type: ignore[assignment]
     # Several optimizers take their gradients apart, which DDP does not see.
@@ -207,8 +203,41 @@ def build_engine(config: RunConfig, plugins: Plugins, world: World, metrics: lis
         clip_norm_type=settings.clip_norm_type,
         skip_after=settings.max_skipped if settings.nonfinite == "skip" else None,
         stages=stages,
-        transfer=transfer,
+        trainable=trainable,
     )
+
+
+def build_trainable(config: RunConfig, plugins: Plugins, model: nn.Module) -> TrainableParameters:
+    """The parameters that train, and their optimizer."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    plugins.all_results(
+        "prepare_model", config=config, model=model, read_weights=partial(read_weights, config, plugins)
+    )
+    # What was frozen here may train later: the optimizer is built with it. What optimization.freeze names never does.
+    never = config.optimization.freeze
+    held = [p for name, p in trained if not p.requires_grad and not any(fnmatchcase(name, one) for one in never)]
+    for parameter in held:
+        parameter.requires_grad_(True)
+    build = partial(build_optimizer, config, plugins, model)
+    trainable = TrainableParameters(model, build(), build)
+    trainable.hold(held)
+    return trainable
+
+
+def build_optimizer(config: RunConfig, plugins: Plugins, model: nn.Module) -> Any:
+    """What plugins answer, with the rates of `transfer.lr_scale`."""
+    optimizer = plugins.required("build_optimizer", config=config, model=model)
+    if isinstance(optimizer, Mapping):
+        optimizer = Optimizers(optimizer)
+    scale_rates(config.transfer, model, optimizer)
+    return optimizer
+
+
+def read_weights(config: RunConfig, plugins: Plugins, path: Path) -> Weights:
+    """Weights in a file of any origin that the plugins know, for the model of the plugin that builds it."""
+    builders = [plugin.name for plugin in plugins.loaded if "build_model" in plugin.hooks]
+    plugin = builders[-1] if builders else ""
+    return saved_model.read_weights(plugins, plugin, config.with_fresh_model(), [path])
 
 
 def build_ema(settings: OptimizationSection, model: nn.Module) -> torch.optim.swa_utils.AveragedModel | None:
@@ -263,7 +292,9 @@ def build_schedule(config: RunConfig, plugins: Plugins, optimizer: Any, plan: Pl
     if answer is NONE:
         constant = config.model_copy(update={"scheduler": SchedulerSection.model_validate({})})
         answer = plugins.default_result("build_scheduler", config=constant, optimizer=optimizer, plan=plan)
-    return as_schedule(answer)
+    schedule = as_schedule(answer)
+    scaled = any(stage.learning_rate_scale != 1.0 for stage in config.stages)
+    return ScaledSchedule(schedule, optimizer) if scaled else schedule
 
 
 def _memory_format(settings: ComputationalSection, model: nn.Module) -> torch.memory_format | None:

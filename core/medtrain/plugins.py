@@ -17,6 +17,7 @@ GROUP = "medtrain"
 # What medtrain does when no chosen plugin answers: plugins like any other, with the lowest priority, always there.
 DEFAULT_PLUGINS = {
     "splits": "medtrain_plugins.standard:Splits",
+    "transfer": "medtrain_plugins.standard:Transfer",
     "optimizers": "medtrain_plugins.standard:Optimizers",
     "schedules": "medtrain_plugins.standard:Schedules",
     "early_stopping": "medtrain_plugins.standard:EarlyStopping",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,32 +29,17 @@ from medtrain.rundir import directory as maps
 from medtrain.rundir.checkpoint import read_newest
 from medtrain.rundir.directory import LAST, Maps, SplitFolder
 from medtrain.rundir.environment import check_recorded, environment, setup
+from medtrain.rundir.occupied import where_to_start
 from medtrain.rundir.resolve import find_checkpoint, has_checkpoint
 from medtrain.runtime import determinism, distributed
 from medtrain.runtime.distributed import World
 from medtrain.runtime.precision import choose_amp
 from medtrain.training.engine import Engine
 from medtrain.training.evaluation import evaluate
-from medtrain.training.fit import Fit
+from medtrain.training.fit import Fit, TrainResult
 from medtrain.training.loaders import make_loader
 from medtrain.user_objects import record
 from medtrain.user_objects.user_objects import Metrics, UserObjects, as_metrics, from_recipes
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a training came to, on every process.
-
-    best_checkpoint: folder of the best model, or of the last one when nothing was monitored.
-    best_metric: {"name", "value", "epoch"}, value None when the monitored value never existed.
-    """
-
-    maps: Path
-    split: int
-    best_checkpoint: Path
-    best_metric: dict[str, Any]
-    epochs: int
-    metrics: dict[str, float]
 
 
 class Trainer:
@@ -159,7 +143,10 @@ class Trainer:
         config = (computational.apply(config) if computational else config).model_copy(deep=True).for_split(index)
         world = distributed.join(config.computational.device)
         self.path = world.broadcast(self.path or maps.default_path(config.run.plugins, config.run.name))
-        source = world.broadcast(self._where_to_start(index, config) if world.is_main else None)
+        source = None
+        if world.is_main:
+            source = where_to_start(self.path, index, self._asked, config.to_toml(), self.overwrite)
+        source = world.broadcast(source)
         parts = self._assemble(config, world, given, from_checkpoint=source is not None)
         existed = self.path.exists()
         if world.is_main:
@@ -340,26 +327,6 @@ class Trainer:
         answer: Split = self.plugins.required("split_data", config=self.config, data=None)
         return answer.count
 
-    def _where_to_start(self, index: int, config: RunConfig) -> Path | None:
-        """The checkpoint from which an interrupted training goes on; None when it starts. UsageError: neither."""
-        assert self.path is not None
-        if not (self.path / maps.INDEX).is_file():
-            maps.check_creatable(self.path)
-            return None
-        opened = Maps.open(self.path)
-        record.refuse_other_settings(opened.config_file, self._asked)
-        folder = opened.split(index)
-        if self.overwrite or not has_checkpoint(folder):
-            folder.erase()
-            return None
-        if folder.status()["status"] == "completed":
-            raise UsageError(
-                f"{folder.path}: the folder already holds a run that is complete; resume it with more epochs, evaluate "
-                "it, or give another --out (Trainer: overwrite=True erases it)"
-            )
-        record.refuse_other_settings(folder.config_file, config.to_toml(), ("data", "run", "computational"))
-        return find_checkpoint(folder, LAST)
-
     def _assemble(
         self, config: RunConfig, world: World, given: Data | Split | None, from_checkpoint: bool = False
     ) -> Training:
@@ -386,7 +353,7 @@ class Trainer:
         return result
 
     def _run(self, folder: SplitFolder, parts: Training, source: Path | None) -> TrainResult:
-        run, world, monitor = parts.run, parts.engine.world, parts.monitor
+        run, world = parts.run, parts.engine.world
         fit = Fit(run, parts.engine, parts.split, self.plugins, folder)
         if source is not None:
             fit.restore(source)
@@ -395,11 +362,7 @@ class Trainer:
         fit.start(resumed=source is not None)
         fit.run()
         world.barrier()
-        best = folder.checkpoint(f"best-{monitor.name}")
-        value = {"name": monitor.name, "value": fit.best.best, "epoch": fit.best.epoch}
-        kept = best if best.is_dir() else folder.checkpoint(LAST)
-        assert self.path is not None
-        return TrainResult(self.path, folder.number, kept, value, run.epoch, dict(run.metrics))
+        return fit.result()
 
     def _opened(self, number: int, computational: ComputationalConfig | None = None) -> tuple[SplitFolder, RunConfig]:
         """A split of the run directory, and the configuration to go on with."""

@@ -17,8 +17,9 @@ from codes import HERE, Code
 from safetensors import safe_open
 
 PREEMPTED = 75
-# Keys of JSON outputs: wall-clock figures, numbers of processes, free space, versions of packages (medtrain's too).
-VOLATILE = ("seconds", "process", "free_gb", "cache", "packages", "version")
+# Keys of JSON outputs: wall-clock figures, numbers of processes, free space, versions of packages (of medtrain, too),
+# and the import paths behind names of plugins, which may move.
+VOLATILE = ("seconds", "process", "free_gb", "cache", "packages", "version", "target")
 KILLED = -signal.SIGKILL
 
 

@@ -1,8 +1,8 @@
 """Several command lines one after another in one process: importing torch takes longer than most of them.
 
 `several.py commands` reads a JSON list of argument lists from standard input; `several.py help` walks the tree of
-commands by their `--help`. The last line of standard output is JSON. `["from_maps", RUN, GROUP, SPLIT]` is no command
-but what Python users do: open a run and evaluate it.
+commands by their `--help`. The last line of standard output is JSON. `["from_maps", RUN, GROUP, SPLIT, CHECKPOINT]`
+is no command but what Python users do: open a run and evaluate it.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def run(arguments: list[str]) -> dict[str, Any]:
     return {"arguments": arguments, "code": code, "stdout": output.getvalue(), "stderr": errors.getvalue()}
 
 
-def evaluated(path: str, group: str, split: str) -> dict[str, Any]:
+def evaluated(path: str, group: str, split: str, checkpoint: str) -> dict[str, Any]:
     """What `Trainer.from_maps` knows of a run, and every number of an evaluation."""
     from medtrain import Trainer
 
     trainer = Trainer.from_maps(path)
-    found = trainer.evaluate(group, split_idx=int(split))
+    found = trainer.evaluate(group, split_idx=int(split), checkpoint=checkpoint or None)
     rows = {name: [str(values.dtype), list(values.shape), digest(values)] for name, values in found.rows.items()}
     return {
         "config": trainer.config.model_dump(mode="json", exclude={"plugins"}),

@@ -25,10 +25,9 @@ def commands(name: str) -> list[list[Any]]:
         ["runs", "show", "left", "--json"],
         ["runs", "list", ".", "--json"],
         ["eval", "finished", *group, "--json"],
-        ["eval", "finished", *group, "--split", kind.split, "--checkpoint", "last", "--out", "of-last", "--json"],
         ["runs", "compare", "finished", "left", *group, "--replicates", 20, "--out", "compared", "--json"],
-        ["from_maps", "finished", kind.group, kind.split],
-        ["from_maps", "left", "validation", kind.split],
+        ["from_maps", "finished", kind.group, kind.split, ""],
+        ["from_maps", "left", "validation", kind.split, "last"],
     ]
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from medtrain import Run, TensorModel, Trainer, hookimpl
+from medtrain.errors import ConfigError
 from medtrain.rundir import Maps
 from safetensors.torch import load_file
 from torch import nn
 
-LATER = pytest.mark.xfail(strict=True, reason="optimizer and DDP do not follow requires_grad at an epoch's start yet")
 THAWED, FROZEN, BOTH = (False, True, True), (True, False, False), (True, False, True)
 # 3 steps per epoch; every epoch and every step is kept.
 TASK = (
@@ -93,7 +93,6 @@ def moves(run: Path) -> tuple[bool, bool]:
     return changed[0].pop(), changed[1].pop()
 
 
-@LATER
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_is_thawed_learns_as_with_transfer(trainer: Callable[..., Trainer], name: str) -> None:
     """Bit for bit what `transfer.freeze_epochs` makes of it; the head keeps its momentum."""
@@ -104,7 +103,6 @@ def test_what_is_thawed_learns_as_with_transfer(trainer: Callable[..., Trainer],
     assert [key for key, value in weights(run).items() if not torch.equal(value, wanted[key])] == []
 
 
-@LATER
 def test_what_is_thawed_has_the_rate_and_decay_of_its_group(trainer: Callable[..., Trainer]) -> None:
     """As in a run in which it was never frozen."""
     groups = 'optimization.groups=[{pattern="encoder.*", lr_scale=0.1, weight_decay=0.3}]'
@@ -132,7 +130,7 @@ def test_what_is_frozen_rests(trainer: Callable[..., Trainer], name: str) -> Non
 @pytest.mark.parametrize("step", [2, 3, 4, 8])
 @pytest.mark.parametrize(
     "epochs",
-    [pytest.param(THAWED, marks=LATER, id="thawed"), pytest.param(FROZEN, id="frozen"), pytest.param(BOTH, id="both")],
+    [pytest.param(THAWED, id="thawed"), pytest.param(FROZEN, id="frozen"), pytest.param(BOTH, id="both")],
 )
 def test_resumed_before_and_after_the_change(
     trainer: Callable[..., Trainer], outcome: Callable[[Path], Any], epochs: tuple[bool, ...], step: int
@@ -145,7 +143,6 @@ def test_resumed_before_and_after_the_change(
     assert outcome(run) == before
 
 
-@LATER
 @pytest.mark.parametrize("epochs", [THAWED, FROZEN, BOTH], ids=["thawed", "frozen", "both"])
 def test_two_processes_equal_one(
     trainer: Callable[..., Trainer], forked: Callable[..., None], tmp_path: Path, epochs: tuple[bool, ...]
@@ -173,3 +170,71 @@ def test_two_processes_equal_one(
         resumed = Trainer.from_maps(run, callbacks=[follows()])
         forked(lambda: resumed.resume(checkpoint=f"step-{step:08d}"), ranks=2)  # noqa: B023 - runs at once
         assert ends() == [first, first]
+
+
+GROUPS = 'optimization.groups=[{pattern="encoder.0.*", lr_scale=0.1}, {pattern="encoder.1.*", lr_scale=0.5}]'
+
+
+class OneByOne(Builds):
+    """Lets the norm learn in the second epoch, in a group of its own, and the layer before it in the third."""
+
+    def __init__(self) -> None:
+        super().__init__(learns=False)
+
+    @hookimpl
+    def on_epoch_start(self, run: Run) -> None:
+        for part, epoch in (("encoder.1", 1), ("encoder.0", 2)):
+            run.model.get_submodule(part).requires_grad_(run.epoch >= epoch)
+
+
+@pytest.mark.parametrize("step", [3, 5, 7])
+def test_new_groups_are_resumed_in_the_order_they_came(
+    trainer: Callable[..., Trainer], outcome: Callable[[Path], Any], step: int
+) -> None:
+    follows = OneByOne()
+    run = trainer("run", *TASK, GROUPS, callbacks=[follows]).train().maps
+    assert [len(groups) for groups in follows.groups] == [2] * 3 + [4] * 3 + [6] * 3
+    assert list(dict.fromkeys(group for group, _, _ in follows.groups[8].values())) == [
+        "rest",
+        "encoder.1.*",
+        "encoder.0.*",
+    ]
+    before = outcome(run)
+    Trainer.from_maps(run, callbacks=[OneByOne()]).resume(checkpoint=f"step-{step:08d}")
+    assert outcome(run) == before
+
+
+@pytest.mark.parametrize("name", ["OneCycleLR", "StepLR"])
+def test_a_schedule_that_cannot_take_up_a_group(trainer: Callable[..., Trainer], name: str) -> None:
+    options = {"OneCycleLR": "{max_lr=0.1}", "StepLR": "{step_size=1}"}[name]
+    changes = (*TASK, GROUPS, f"scheduler.name={name}", f"scheduler.options={options}")
+    with pytest.raises(ConfigError, match=r"encoder\.1\.\*.*cannot take a group up in mid-run"):
+        trainer("run", *changes, callbacks=[OneByOne()]).train()
+
+
+def test_what_no_group_is_built_for(trainer: Callable[..., Trainer]) -> None:
+    class HeadOnly(Follows):
+        @hookimpl
+        def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+            return torch.optim.SGD([{"params": model.get_submodule("head").parameters(), "name": "head"}], lr=0.1)
+
+    with pytest.raises(ConfigError, match=r"'encoder\.0\.weight' trains from now on, but build_optimizer"):
+        trainer("run", *TASK, callbacks=[HeadOnly(THAWED)]).train()
+
+
+def test_an_optimizer_of_the_plugin_without_names(trainer: Callable[..., Trainer]) -> None:
+    """A group without a name is known by what else is in it."""
+
+    class Own(Follows):
+        @hookimpl
+        def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+            return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+
+        @hookimpl
+        def on_step_end(self, run: Run) -> None:
+            assert run.optimizer is not None
+            self.training.append({len(group["params"]) for group in run.optimizer.param_groups})  # type: ignore[arg-type]
+
+    follows = Own(THAWED)
+    run = trainer("run", *TASK, callbacks=[follows]).train().maps
+    assert follows.training == [{2}] * 3 + [{6}] * 6 and moves(run) == (True, True)

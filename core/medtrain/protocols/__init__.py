@@ -24,7 +24,15 @@ from medtrain.protocols.metric import (
     Undefined,
     compute_all,
 )
-from medtrain.protocols.model import SupervisedModel, TensorLoss, TensorModel, evaluation_mode, load_state, move_batch
+from medtrain.protocols.model import (
+    SupervisedModel,
+    TensorLoss,
+    TensorModel,
+    evaluation_mode,
+    load_state,
+    move_batch,
+    stripped,
+)
 from medtrain.protocols.ranking import RankedValue, Ranking
 from medtrain.protocols.report import Section
 from medtrain.protocols.schedule import Plan, Schedule
@@ -35,5 +43,5 @@ __all__ = [
     "Difference", "Evaluation", "Metric", "Plan", "RankedValue", "Ranking", "Rows", "Schedule", "Score", "Section",
     "State", "SupervisedModel", "TensorLoss", "TensorModel", "Term", "Terms", "Undefined", "Unit", "Weights",
     "as_terms", "classes_of", "compute_all", "evaluation_mode", "evaluation_of", "load_state", "move_batch",
-    "participants_of", "sample_ids_of",
+    "participants_of", "sample_ids_of", "stripped",
 ]  # fmt: skip

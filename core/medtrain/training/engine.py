@@ -45,7 +45,8 @@ class Engine:
     skip_after: int | None = None
     skipped: int = 0
     stages: Any = None
-    transfer: Any = None
+    trainable: Any = None
+    build_schedule: Callable[[], Any] | None = None
 
     def autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.world.device, self.amp)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,26 @@ from medtrain.training.epoch import Epoch, SharedTotals
 from medtrain.training.hooks import Hooks
 from medtrain.training.interruptions import Budget, Interruptions, StopSignal
 from medtrain.training.loaders import StageData
+from medtrain.training.optimizers import Freezing
 from medtrain.training.status import Status
 from medtrain.training.step import CHECK_EVERY, check_finite, train_steps
 from medtrain.training.validation import Validation
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training came to, on every process.
+
+    best_checkpoint: folder of the best model, or of the last one when nothing was monitored.
+    best_metric: {"name", "value", "epoch"}, value None when the monitored value never existed.
+    """
+
+    maps: Path
+    split: int
+    best_checkpoint: Path
+    best_metric: dict[str, Any]
+    epochs: int
+    metrics: dict[str, float]
 
 
 class Fit:
@@ -44,6 +62,7 @@ class Fit:
         self.validation = Validation(
             context, engine, self.hooks, self.data, self.epoch, self.retention, self.interruptions
         )
+        self.freezing = Freezing(context, engine)
         self.status = Status(context, folder, self.best)
         self.finished = ""
         self.saved_at: tuple[int, int] | None = None
@@ -86,9 +105,8 @@ class Fit:
     def start_epoch(self) -> None:
         """The data and parameters of the epoch: its stage, what plugins want to be different, what unfreezes."""
         self.data.enter_stage()
-        if self.engine.transfer.is_due(self.context.epoch):
-            self.engine.transfer.unfreeze(self.engine)
         self.hooks.call("on_epoch_start")
+        self.freezing.follow()
         self.data.rebuild()
         self.epoch.begin(self.data.steps_per_epoch, self.data.samples_per_step)
 
@@ -220,7 +238,7 @@ class Fit:
             "best": self.retention,
             "evaluations": state.Attribute(epoch, "evaluations"),
             "skipped": state.Attribute(engine, "skipped"),
-            "frozen": state.Attribute(engine.transfer, "frozen"),
+            "frozen": self.freezing,
             "plugins": state.PluginStates(self.plugins, self.world.is_main),
         }
 
@@ -252,9 +270,12 @@ class Fit:
                 f"has {self.data.samples_per_step}: resume with the same number of processes and batch size, or from "
                 "the end of an epoch"
             )
-        if self.engine.transfer.frozen and not saved.state["frozen"]:
-            self.engine.transfer.unfreeze(self.engine)
-        state.restore(saved, self.engine, self.parts())
+        # First the parameters that train: the state of the optimizer is that of its groups. They may make it a new
+        # schedule, so the other parts are looked up afterwards.
+        self.freezing.load_state_dict(saved.state["frozen"])
+        parts = self.parts()
+        del parts["frozen"]
+        state.restore(saved, self.engine, parts)
         self.budget.resume_from(facts["seconds"])
         run.stop_requested = facts["stop_requested"]
         # Early stopping ended the run for good; running out of epochs did not: more may have been asked for.
@@ -284,7 +305,13 @@ class Fit:
         if world.is_main:
             what = f"resumed at epoch {run.epoch}, step {run.step}" if resumed else "started"
             self.folder.log(f"{what} on {world.size} process(es), {world.device.type}")
-            if (report := self.engine.transfer.report) is not None:
-                self.folder.log(f"transfer from {run.config.transfer.checkpoint}: {report}")
             self.folder.pause(False)
         self.status.write("running")
+
+    def result(self) -> TrainResult:
+        """What the training came to."""
+        run, folder, best = self.context, self.folder, self.best
+        kept = folder.checkpoint(f"best-{run.monitor}")
+        value = {"name": run.monitor, "value": best.best, "epoch": best.epoch}
+        where = kept if kept.is_dir() else folder.checkpoint(LAST)
+        return TrainResult(folder.path.parent, folder.number, where, value, run.epoch, dict(run.metrics))

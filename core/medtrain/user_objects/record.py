@@ -4,44 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import tomli
-
 from medtrain import hookspecs
-from medtrain.config.layers import read_toml
 from medtrain.data.split import Split
-from medtrain.errors import UsageError, first_lines
+from medtrain.errors import UsageError
 from medtrain.plugins import Plugins
 from medtrain.protocols.dataset import Data
 from medtrain.user_objects import recipe
 from medtrain.user_objects.user_objects import UserObjects, described
 
 logger = logging.getLogger(__name__)
-
-
-def refuse_other_settings(path: Path, asked: str, sections: Sequence[str] | None = None) -> None:
-    """UsageError when a recorded configuration is another than this one; sections: all, or only those."""
-    if not path.is_file():
-        return
-    recorded, wanted = _flat(read_toml(path)[1]), _flat(tomli.loads(asked))
-    changed = [key for key in sorted({*recorded, *wanted}) if recorded.get(key) != wanted.get(key)]
-    if sections is not None:
-        changed = [key for key in changed if key.partition(".")[0] in sections]
-    if changed:
-        told = [f"{key} = {recorded.get(key)} there, {wanted.get(key)} here" for key in changed]
-        raise UsageError(
-            f"{path.parent}: the folder already holds a run with another configuration; give another --out\n"
-            f"{first_lines(told)}"
-        )
-
-
-def _flat(values: dict[str, Any], at: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{at}{name}.") if isinstance(value, dict) else {f"{at}{name}": value}
-    return flat
 
 
 def is_kept(callback: Any) -> bool:

@@ -20,6 +20,12 @@ MOVED = {
     "medtrain_plugins.brain.combine": "medtrain_plugins.brain.data.combined",
     "medtrain_plugins.brain.dataset": "medtrain_plugins.brain.data.dataset",
     "medtrain_plugins.brain.extraction": "medtrain_plugins.brain.data.extraction",
+    "medtrain_plugins.brain.extraction:ExtractionOptions": "medtrain_plugins.brain.options:ExtractionOptions",
+    "medtrain_plugins.brain.inference": "medtrain_plugins.brain.model.inference",
+    "medtrain_plugins.brain.losses": "medtrain_plugins.brain.model.losses",
+    "medtrain_plugins.brain.metrics": "medtrain_plugins.brain.evaluation.metrics",
+    "medtrain_plugins.brain.model": "medtrain_plugins.brain.model.model",
+    "medtrain_plugins.brain.networks": "medtrain_plugins.brain.model.networks",
     "medtrain_plugins.brain.transforms": "medtrain_plugins.brain.data.transforms",
 }
 

@@ -20,6 +20,22 @@ if TYPE_CHECKING:
     from medtrain_plugins.nodule.model.detector_loss import NoduleLoss
     from medtrain_plugins.nodule.options import PivotOptions
 
+# Modules that older run directories name, and where they are now.
+MOVED = {
+    "medtrain_plugins.nodule.augmentation": "medtrain_plugins.nodule.options",
+    "medtrain_plugins.nodule.dataset": "medtrain_plugins.nodule.data.dataset",
+    "medtrain_plugins.nodule.detection": "medtrain_plugins.nodule.evaluation.metrics",
+    "medtrain_plugins.nodule.detector": "medtrain_plugins.nodule.model.detector",
+    "medtrain_plugins.nodule.heads": "medtrain_plugins.nodule.model.heads",
+    "medtrain_plugins.nodule.intensity": "medtrain_plugins.nodule.scans.intensity",
+    "medtrain_plugins.nodule.losses": "medtrain_plugins.nodule.model.losses",
+    "medtrain_plugins.nodule.manifest": "medtrain_plugins.nodule.scans.manifest",
+    "medtrain_plugins.nodule.mining": "medtrain_plugins.nodule.model.mining",
+    "medtrain_plugins.nodule.multi_task": "medtrain_plugins.nodule.model.detector_loss",
+    "medtrain_plugins.nodule.networks": "medtrain_plugins.nodule.model.networks",
+    "medtrain_plugins.nodule.patches": "medtrain_plugins.nodule.data.sampling",
+}
+
 
 class Pivot:
     """PIVOT: lung nodules in chest CT, found, measured and triaged by a 3-D detector."""

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 # Modules that older run directories name, and where they are now.
 MOVED = {
+    "medtrain_plugins.sign.augmentation": "medtrain_plugins.sign.data.augmentation",
     "medtrain_plugins.sign.dataset": "medtrain_plugins.sign.data.dataset",
+    "medtrain_plugins.sign.loss": "medtrain_plugins.sign.model.loss",
+    "medtrain_plugins.sign.metrics": "medtrain_plugins.sign.evaluation.metrics",
+    "medtrain_plugins.sign.model": "medtrain_plugins.sign.model.model",
 }
 
 

@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, Any
 from medtrain import hookimpl
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     import torch
     from medtrain import Data, Plan, Run, RunConfig, Split
+    from medtrain.protocols import Weights
 
     from medtrain_plugins.standard.early_stopping import EarlyStoppingCallback
+    from medtrain_plugins.standard.transfer import Report
 
 
 class Splits:
@@ -25,6 +30,36 @@ class Splits:
         from medtrain_plugins.standard.splits import splitting
 
         return splitting.split_data(config, data)
+
+
+class Transfer:
+    """Starts from other weights, and freezes parts of the model, for some epochs or for good."""
+
+    def __init__(self) -> None:
+        self.report: Report | None = None
+        self.resting: list[torch.nn.Parameter] = []
+
+    @hookimpl
+    def prepare_model(self, config: RunConfig, model: torch.nn.Module, read_weights: Callable[[Path], Weights]) -> None:
+        """weights of transfer.checkpoint; optimization.freeze and transfer.freeze"""
+        from medtrain_plugins.standard import transfer
+
+        self.report = transfer.load_checkpoint(config, model, read_weights)
+        self.resting = transfer.freeze_parts(config, model)
+
+    @hookimpl
+    def on_run_start(self, run: Run) -> None:
+        """the report of the transfer, into the log"""
+        if self.report is not None and run.is_main_process and run.maps is not None:
+            run.maps.log(f"transfer from {run.config.transfer.checkpoint}: {self.report}")
+
+    @hookimpl
+    def on_epoch_start(self, run: Run) -> None:
+        """the end of transfer.freeze_epochs"""
+        if 0 < run.config.transfer.freeze_epochs <= run.epoch:
+            for parameter in self.resting:
+                parameter.requires_grad_(True)
+            self.resting = []
 
 
 class Optimizers:

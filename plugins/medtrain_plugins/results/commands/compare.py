@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FILE = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(short_help="Compare runs on what all of them scored.")
 @click.argument("runs", nargs=-1, required=True, type=FILE)
 @click.option("--group", default="test", show_default=True, help="Group of samples to compare on.")
 @click.option("--split", type=click.IntRange(min=0), help="Which split of every run; default: all folds together.")

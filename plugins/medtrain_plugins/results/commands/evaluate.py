@@ -19,7 +19,7 @@ SET = click.option("--set", "set_", multiple=True, metavar="KEY=VALUE", help="Ch
 FILE = click.Path(path_type=Path)
 
 
-@click.command("eval")
+@click.command("eval", short_help="Evaluate a run on a group: metrics, predictions, report.")
 @click.argument("run", type=FILE)
 @click.option("--group", help="Group to evaluate; default: test, or all of the data given with --data.")
 @click.option("--data", type=FILE, help="Another table of samples than the run's.")
@@ -94,7 +94,7 @@ def _evaluate_folds(trainer: Trainer, maps: Maps, group: str, options: dict[str,
     screen.print(f"\nReport       {folder / 'report.html'}", soft_wrap=True)
 
 
-@click.command()
+@click.command(short_help="Predict for new data with a trained run.")
 @click.argument("run", type=FILE)
 @click.argument("input", type=FILE)
 @click.option("--split", type=click.IntRange(min=0), help="Which split of the run; default: the mean over all of them.")

@@ -10,7 +10,7 @@ import click
 FILE = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(short_help="Write a trained model to one file for other tools: ONNX, int8, pth.")
 @click.argument("source", type=FILE, metavar="RUN_OR_CHECKPOINT")
 @click.option(
     "--format",

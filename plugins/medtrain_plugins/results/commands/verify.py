@@ -10,7 +10,7 @@ import click
 FILE = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(short_help="Check a run directory file by file.")
 @click.argument("directory", type=FILE)
 @click.option("--json", "as_json", is_flag=True, help="Last line of standard output: one JSON object.")
 def verify(directory: Path, as_json: bool) -> int:

@@ -13,7 +13,7 @@ from medtrain.errors import UsageError
 FILE = click.Path(path_type=Path)
 
 
-@click.command("import")
+@click.command("import", short_help="Convert weights of any origin for a plugin's model.")
 @click.argument("plugin")
 @click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE...")
 @click.option("--out", type=FILE, help="Default: FILE with the suffix .safetensors, beside it or in this folder.")
@@ -42,7 +42,7 @@ def import_weights(
     _print_written(out, state, plugin, found.options, found.notes, as_json)
 
 
-@click.command()
+@click.command(short_help="Write the weights of a run to one file.")
 @click.argument("run", type=FILE)
 @click.option("--out", type=FILE, help="Default: <run>-<checkpoint>.safetensors (or .pth) in this folder.")
 @click.option("--checkpoint", help="A checkpoint's name; default: the best, else the last.")
@@ -78,7 +78,7 @@ def export(run: Path, out: Path | None, checkpoint: str | None, format_: str, as
     _print_written(out, weights.state, model.plugin, noted["options"], weights.notes, as_json)
 
 
-@click.command()
+@click.command(short_help="Show what a weights file holds.")
 @click.argument("file", type=FILE)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def show(file: Path, as_json: bool) -> None:

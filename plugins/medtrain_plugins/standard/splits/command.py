@@ -12,7 +12,7 @@ from medtrain.errors import UsageError
 FILE = click.Path(path_type=Path)
 
 
-@click.command("split")
+@click.command("split", short_help="Split the participants of a table: hold out, folds, sites.")
 @click.argument("table", type=FILE)
 @click.option("--out", type=FILE, help="Folder in which the split gets a folder of its own; default: TABLE's.")
 @click.option("--test", type=click.FloatRange(min=0, min_open=True), help="Hold out: a fraction, or a number from 1.")
