@@ -32,7 +32,7 @@ class Request:
     notes: list[str] = field(default_factory=list)
 
     def resolve(self) -> RunConfig:
-        """The configuration: preset < files < --set < flags. `notes` tells what was chosen for the user."""
+        """The configuration: preset < files < --set < flags. `notes`: what was chosen for the user."""
         from medtrain.catalog import presets
         from medtrain.config import configure
 

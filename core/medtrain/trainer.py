@@ -18,7 +18,7 @@ from medtrain.config.layers import read_toml
 from medtrain.config.resolution import configure
 from medtrain.config.sections import OptimizationSection, RunConfig
 from medtrain.data.split import Split
-from medtrain.errors import CheckpointError, ConfigError, DataError, MedtrainError, PluginError, UsageError
+from medtrain.errors import CheckpointError, ConfigError, DataError, PluginError, UsageError
 from medtrain.plugins import Plugins
 from medtrain.protocols.dataset import Data
 from medtrain.protocols.metric import Evaluation, Metric
@@ -287,17 +287,8 @@ class Trainer:
     def build_metrics(self, split_idx: int = 0) -> list[Metric]:
         """The metrics of a split that was trained, from its record alone: `Data.about` is all they see of the data."""
         folder, config = self._opened(split_idx)
-        config = config.with_fresh_model()
-        try:
-            return assemble.build_metrics(config, self.plugins, Split({}, about=folder.membership()["about"]))
-        except MedtrainError:
-            raise
-        except Exception as error:  # whatever a plugin does with data that are not there
-            raise PluginError(
-                f"{self.path}: plugin {', '.join(self.plugins.names)} cannot build its metrics from the record of the "
-                f"run ({type(error).__name__}: {error}); what build_metrics needs of the data it has to keep in "
-                "Data.about"
-            ) from error
+        recorded = Split({}, about=folder.membership()["about"])
+        return assemble.build_metrics(config.with_fresh_model(), self.plugins, recorded)
 
     def build_model(self, state: State | None = None, where: str = "") -> nn.Module:
         """The model on the CPU, freshly initialised from the seed, or with a state dict (`where` in messages)."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 GROUPS = ("train", "validation", "test")
-# What a dataset may tell besides its samples.
+# What a dataset may have besides its samples.
 OPTIONAL = ("sample_ids", "participants", "sessions", "strata", "classes", "weights", "deterministic")
 
 

@@ -96,7 +96,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def training_mode(model: nn.Module) -> None:
-    """Train mode, except for parts that are frozen whole: their statistics and dropout rest too."""
+    """Train mode, except for modules that are frozen as a whole: their statistics and dropout stay as in evaluation."""
     model.train()
     if all(parameter.requires_grad for parameter in model.parameters()):
         return
@@ -145,9 +145,9 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], where: str) 
             if key in found and found[key].shape != tensor.shape
         ],
     }
-    told = [f"{name} ({len(keys)}):\n{first_lines(keys)}" for name, keys in problems.items() if keys]
-    if told:
-        raise CheckpointError(f"{where}: the weights do not fit this model: {chr(10).join(told)}")
+    parts = [f"{name} ({len(keys)}):\n{first_lines(keys)}" for name, keys in problems.items() if keys]
+    if parts:
+        raise CheckpointError(f"{where}: the weights do not fit this model: {chr(10).join(parts)}")
     model.load_state_dict(found)
 
 

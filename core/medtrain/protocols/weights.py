@@ -13,7 +13,7 @@ from medtrain.protocols.dataset import Data
 
 @dataclass(frozen=True)
 class Check:
-    """What an exported file is held against before it is kept.
+    """What an exported file is compared with before it is kept.
 
     data: the groups of the run's data, read when called; raises DataError or ConfigError where they cannot be used.
     max_drop: what a smaller format may lose of the main metric, in percentage points.

@@ -267,7 +267,7 @@ class SplitFolder:
         return next((path for path in kept if path.name == monitored), kept[0] if kept else None)
 
     def pause(self, wanted: bool = True) -> None:
-        """Ask whoever trains this split to wait at its next step, or to go on."""
+        """Ask the process that trains this split to wait at its next step, or to go on."""
         if wanted:
             write_text(self.path / "control", "pause\n")
         else:
@@ -281,7 +281,7 @@ class SplitFolder:
 
 
 def _lasting_files(folder: SplitFolder) -> list[Path]:
-    """The files whose change or loss means damage; of a checkpoint its manifest, which vouches for the rest."""
+    """The files whose change or loss means damage; of a checkpoint its manifest, with the checksums."""
     manifests = [path / checkpoint.MANIFEST for path in folder.checkpoints()]
     inside = {file for manifest in manifests for file in manifest.parent.iterdir()}
     found = {path for path in folder.path.rglob("*") if path.is_file()} - inside

@@ -33,7 +33,7 @@ def setup(config: RunConfig, device: torch.device, processes: int) -> dict[str, 
 
 
 def check_recorded(recorded: dict[str, Any], config: RunConfig) -> None:
-    """Raise ConfigError when a split was trained on a GPU, there is none, and nobody said that the CPU will do."""
+    """Raise ConfigError when a split was trained on a GPU, there is none, and the CPU was not asked for."""
     if recorded.get("device") == "cuda" and config.computational.device != "cpu" and not has_gpu():
         raise ConfigError(
             f"this split was trained on a GPU ({recorded.get('gpu')}), and torch sees none here; to go on on the "
@@ -68,7 +68,9 @@ def _revision() -> dict[str, Any] | None:
 
     try:
         asked = [["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"]]
-        said = [subprocess.run(c, capture_output=True, text=True, timeout=5, check=True).stdout.strip() for c in asked]
+        output = [
+            subprocess.run(c, capture_output=True, text=True, timeout=5, check=True).stdout.strip() for c in asked
+        ]
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": said[0], "changed": bool(said[1])}
+    return {"commit": output[0], "changed": bool(output[1])}

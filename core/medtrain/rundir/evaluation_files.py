@@ -58,7 +58,7 @@ def predictions(rows: Rows) -> pd.DataFrame:
 
 
 def predictions_of(run: Run, evaluation: Evaluation) -> pd.DataFrame:
-    """`predictions` of an evaluation, with the participant of each row where the run's data tell them."""
+    """`predictions` of an evaluation, with the participant of each row where the run's data have them."""
     table = predictions(evaluation.rows)
     table.attrs[PARTICIPANTS] = _participants(run, evaluation)
     return table
@@ -67,7 +67,7 @@ def predictions_of(run: Run, evaluation: Evaluation) -> pd.DataFrame:
 def read_predictions(path: Path) -> tuple[Rows, list[str] | None] | None:
     """The rows of a predictions.parquet as they were, and the participant of each where they are known.
 
-    None when the file does not tell the shapes of its columns.
+    None when the file does not record the shapes of its columns.
     """
     import pandas as pd
 
@@ -85,7 +85,7 @@ def read_predictions(path: Path) -> tuple[Rows, list[str] | None] | None:
 
 
 def _participants(run: Run, evaluation: Evaluation) -> list[str] | None:
-    """The participant of each row, when the group is one of the run's data that tells them."""
+    """The participant of each row, when the group is one of the run's data that has them."""
     from medtrain.protocols.dataset import participants_of, sample_ids_of
 
     dataset = getattr(run.data, evaluation.group, None)

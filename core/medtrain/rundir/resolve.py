@@ -46,7 +46,7 @@ def has_checkpoint(folder: SplitFolder) -> bool:
 
 
 def checkpoint_of(path: Path, name: str | None = None) -> Path:
-    """The checkpoint a path stands for: itself or, of a run directory or a split's folder, the one `name` says."""
+    """The checkpoint a path stands for: itself or, of a run directory or a split's folder, the one called `name`."""
     if name is None and (path / checkpoint.MANIFEST).is_file():
         return path
     found = locate(path)

@@ -86,7 +86,7 @@ class RestrictedUnpickler(pickle.Unpickler):
     """An unpickler that finds only what its class lists; nothing that a file names is imported.
 
     known: what a full name stands for. stubs: packages (with a dot at the end) and full names whose classes become
-    stubs. refusal: what is said of every other name.
+    stubs. refusal: what the error says of every other name.
     """
 
     known: ClassVar[Mapping[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Finished runs on equal terms: the same samples, the same resamples, and what of their difference is chance."""
+"""Evaluated runs on equal terms: the same samples, the same resamples, and what of their difference is chance."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def _value_names(run: EvaluatedRun) -> list[str]:
 
 
 def _participant_of(runs: Sequence[EvaluatedRun]) -> dict[str, str] | None:
-    """The participant of every sample; None when a run does not tell, DataError when runs disagree."""
+    """The participant of every sample; None when a run does not record them, DataError when runs disagree."""
     known: dict[str, str] = {}
     for run in runs:
         if run.participants is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medtrain import Trainer
-from medtrain.errors import CheckpointError, DataError, UsageError
+from medtrain.errors import CheckpointError, DataError, MedtrainError, PluginError, UsageError
 from medtrain.protocols import Metric, Rows
 from medtrain.rundir import METRICS, PREDICTIONS, Maps, SplitFolder, read_json, read_manifest, read_predictions
 
@@ -56,7 +56,7 @@ def evaluated_run(path: Path, name: str, group: str, split: int | None = None) -
         "status": chosen[0].status()["status"],
         **{key: metrics.get(key) for key in ("checkpoint", "epoch", "step", "samples")},
     }
-    return EvaluatedRun(name, path, facts, trainer.build_metrics(numbers[0]), rows, participants)
+    return EvaluatedRun(name, path, facts, _metrics(trainer, numbers[0], path), rows, participants)
 
 
 def _evaluated(trainer: Trainer, folder: SplitFolder, group: str) -> Evaluated:
@@ -105,6 +105,18 @@ def _read_evaluation(folder: SplitFolder, group: str) -> Evaluated | None:
     if (found := read_predictions(table)) is None:
         return None
     return metrics, *found
+
+
+def _metrics(trainer: Trainer, split: int, path: Path) -> list[Metric]:
+    try:
+        return trainer.build_metrics(split)
+    except MedtrainError:
+        raise
+    except Exception as error:  # whatever a plugin does with data that are not there
+        raise PluginError(
+            f"{path}: plugin {', '.join(trainer.plugins.names)} cannot build its metrics from the record of the run "
+            f"({type(error).__name__}: {error}); what build_metrics needs of the data it has to keep in Data.about"
+        ) from error
 
 
 def _step(folder: SplitFolder, metrics: dict[str, Any]) -> int | None:

@@ -44,7 +44,7 @@ def export_model(
     source: a run directory, a split's folder, a checkpoint, or safetensors that `medtrain weights import` wrote.
     format: what a plugin of the run exports (hook `export`), or "pth" (a plain state dict) and "safetensors", which
     can be written of every model. out: default `<run>-<checkpoint>.<format>` in this folder. checkpoint: a name;
-    default: the best, else the last. check: hold the file against the model; max_drop: see `Check`. assignments:
+    default: the best, else the last. check: compare the file with the model; max_drop: see `Check`. assignments:
     `key=value` changes of the configuration, for data that have moved.
 
     The answer has `out`, `format`, `bytes`, `source` and what the plugin adds; `notes` are sentences for people.

@@ -74,7 +74,7 @@ def evaluate_folds(trainer: Trainer, group: str, **options: Any) -> FoldResults:
 def average_predictions(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Several folds' predictions for the same input: the mean of real numbers, everything else as all agree on it.
 
-    Other columns on which they differ (a class, a file each has written) are left out, and told. Raises DataError when
+    Other columns on which they differ (a class, a file each has written) are left out, and named. Raises DataError when
     the folds predict different rows.
     """
     first = tables[0]

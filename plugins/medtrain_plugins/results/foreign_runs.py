@@ -35,8 +35,8 @@ class ImportedCheckpoint:
 class ImportedSplit:
     """One split of a run.
 
-    config: what it was trained with, as far as that could be said. data: its groups, or None where the samples are
-    not there; then members tells who was in them, group -> (sample, participant). history: one record per epoch, from
+    config: what it was trained with, as far as that is known. data: its groups, or None where the samples are
+    missing; then members lists who was in them, group -> (sample, participant). history: one record per epoch, from
     epoch 0, as `SplitFolder.history` gives them. status: completed or interrupted. best: name, value, epoch, step of
     the best model. about: facts worth keeping, JSON only.
     """

@@ -1,4 +1,4 @@
-"""`medtrain runs verify`: whether a run directory is what it says it is, file by file; nothing is changed."""
+"""`medtrain runs verify`: whether a run directory is as it was written, file by file; nothing is changed."""
 
 from __future__ import annotations
 

@@ -57,10 +57,13 @@ def export(
 
     if not source.exists():
         raise UsageError(f"{source}: there is no such run, checkpoint or file; `medtrain runs list` shows runs")
-    told = export_model(source, format_, out, checkpoint=checkpoint, check=check, max_drop=max_drop, assignments=set_)
+    written = export_model(
+        source, format_, out, checkpoint=checkpoint, check=check, max_drop=max_drop, assignments=set_
+    )
     if as_json:
-        click.echo(json.dumps({"status": "completed", **told}))
+        click.echo(json.dumps({"status": "completed", **written}))
         return
-    click.echo(f"Wrote {told['out']}: {told['format']}, {told['bytes'] / 1e6:,.2f} MB, from {told['source']}.")
-    for note in told["notes"]:
+    size = f"{written['bytes'] / 1e6:,.2f} MB"
+    click.echo(f"Wrote {written['out']}: {written['format']}, {size}, from {written['source']}.")
+    for note in written["notes"]:
         click.echo(note)

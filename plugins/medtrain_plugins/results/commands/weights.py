@@ -39,7 +39,7 @@ def import_weights(
     if not as_json:
         settings = " ".join(f"{plugin}.{name}={json.dumps(value)}" for name, value in found.options.items())
         found.notes += [f"Built with {settings}; the file records it."] if settings else []
-    _tell_written(out, state, plugin, found.options, found.notes, as_json)
+    _print_written(out, state, plugin, found.options, found.notes, as_json)
 
 
 @click.command(short_help="Write the weights of a run to one file.")
@@ -75,7 +75,7 @@ def export(run: Path, out: Path | None, checkpoint: str | None, format_: str, as
         write_pickle(out, weights.state)
     else:
         write(out, weights.state, noted)
-    _tell_written(out, weights.state, model.plugin, noted["options"], weights.notes, as_json)
+    _print_written(out, weights.state, model.plugin, noted["options"], weights.notes, as_json)
 
 
 @click.command(short_help="Show what a weights file holds.")
@@ -126,12 +126,12 @@ def _check_out(out: Path, sources: tuple[Path, ...], suffix: str) -> None:
         raise UsageError(f"--out {out}: this is the file that is read; name another")
 
 
-def _tell_written(
+def _print_written(
     out: Path, state: dict[str, Any], plugin: str, options: dict[str, Any], notes: list[str], as_json: bool
 ) -> None:
     if as_json:
-        told = {"status": "completed", "out": str(out), "plugin": plugin, "options": options, "notes": notes}
-        click.echo(json.dumps({**told, "tensors": len(state), **_totals(state)}, default=str))
+        written = {"status": "completed", "out": str(out), "plugin": plugin, "options": options, "notes": notes}
+        click.echo(json.dumps({**written, "tensors": len(state), **_totals(state)}, default=str))
         return
     click.echo(f"Wrote {out}: {len(state)} tensors, {_totals(state)['values']:,} values.")
     for note in notes:
