@@ -59,7 +59,7 @@ def lint(session: nox.Session) -> None:
     python = prepare(session)
     session.run(python, "-m", "ruff", "check", ".", external=True)
     session.run(python, "-m", "ruff", "format", "--check", ".", external=True)
-    session.run(python, "-m", "house", "--report", env={"PYTHONPATH": "tools"}, external=True)
+    session.run(python, "-m", "house", env={"PYTHONPATH": "tools"}, external=True)
     contracts = "from importlinter.cli import lint_imports_command; lint_imports_command()"
     session.run(python, "-c", contracts, external=True)
 
