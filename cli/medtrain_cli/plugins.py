@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable
 from typing import Any
 
 import click
-from medtrain import plugins
+from medtrain import hookspecs, plugins
 from medtrain.catalog import presets
-from medtrain.hookspecs import ALL
 
 from medtrain_cli import catalog
+
+# What the core does when nobody answers, not even a default plugin.
+CORE_ANSWERS = {
+    "build_metrics": "no metric besides the loss",
+    "build_augmentation": "no augmentation",
+    "evaluate": "loop over the group, rows to metrics",
+}
 
 
 @click.command("list")
@@ -50,7 +58,7 @@ def info(name: str, as_json: bool) -> None:
         screen.print(f"{row.name}  ({row.distribution} {row.version}, {row.target})\n{row.summary}\n")
     rows = [[option["name"], option["type"], option["default"], option["description"]] for option in options]
     screen.print(table(f"Options of [plugins.{name}]", ["option", "type", "default", "description"], rows))
-    screen.print(f"\nHooks    {', '.join(hook for hook in ALL if hook in loaded.hooks)}")
+    screen.print(f"\nHooks    {', '.join(hook for hook in hookspecs.ALL if hook in loaded.hooks)}")
     screen.print(f"Presets  {', '.join(names) or 'none'}")
 
 
@@ -59,7 +67,7 @@ def info(name: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON array.")
 def explain(names: tuple[str, ...], as_json: bool) -> None:
     """Show who answers which hook when these plugins are combined in this order."""
-    rows = plugins.Plugins.of(names).explain()
+    rows = order_of_asking(plugins.Plugins.of(names))
     if as_json:
         click.echo(json.dumps(rows))
         return
@@ -83,6 +91,26 @@ def check(name: str) -> int:
     for finding in findings:
         click.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.what}{'' if finding.ok else ': ' + finding.detail}")
     return 0 if all(finding.ok for finding in findings) else 1
+
+
+def order_of_asking(chosen: plugins.Plugins) -> list[dict[str, Any]]:
+    """For each hook, who is asked, in the order of asking."""
+    rows = []
+    for hook in hookspecs.ALL:
+        names = [plugin.name for plugin in chosen.loaded if hook in plugin.hooks]
+        answer = next((_first_line(p.hooks[hook]) for p in chosen.defaults if hook in p.hooks), "")
+        if hook in hookspecs.LIFECYCLE:
+            rows.append({"hook": hook, "rule": "all, in this order", "plugins": names, "default": answer})
+        elif hook in ("plugin_options", "report_sections", "prepare_model"):
+            rows.append({"hook": hook, "rule": "each for itself", "plugins": names, "default": answer})
+        else:
+            default = answer or CORE_ANSWERS.get(hook, "nothing: a plugin must answer")
+            rows.append({"hook": hook, "rule": "first answer wins", "plugins": names[::-1], "default": default})
+    return rows
+
+
+def _first_line(function: Callable[..., Any]) -> str:
+    return (inspect.getdoc(function) or "").partition("\n")[0]
 
 
 def _option(name: str, field: Any) -> dict[str, Any]:

@@ -170,29 +170,6 @@ class Plugins:
         chosen = [one for one in implementations if one not in defaults]
         return [_taking_run(one.function, bool(one.argnames)) for one in [*chosen, *defaults]]
 
-    def explain(self) -> list[dict[str, Any]]:
-        """For each hook, who is asked, in the order of asking."""
-        rows = []
-        for hook in hookspecs.ALL:
-            names = [plugin.name for plugin in self.loaded if hook in plugin.hooks]
-            answer = next((_first_line(p.hooks[hook]) for p in self.defaults if hook in p.hooks), "")
-            if hook in hookspecs.LIFECYCLE:
-                rows.append({"hook": hook, "rule": "all, in this order", "plugins": names, "default": answer})
-            elif hook in ("plugin_options", "report_sections", "prepare_model"):
-                rows.append({"hook": hook, "rule": "each for itself", "plugins": names, "default": answer})
-            else:
-                default = answer or CORE_ANSWERS.get(hook, "nothing: a plugin must answer")
-                rows.append({"hook": hook, "rule": "first answer wins", "plugins": names[::-1], "default": default})
-        return rows
-
-
-# What the core does when nobody answers, not even a default plugin.
-CORE_ANSWERS = {
-    "build_metrics": "no metric besides the loss",
-    "build_augmentation": "no augmentation",
-    "evaluate": "loop over the group, rows to metrics",
-}
-
 
 def installed_points() -> list[EntryPoint]:
     """Entry points of the group, each once: an editable install may be listed twice on the path."""
@@ -264,10 +241,6 @@ def load_point(name: str, point: EntryPoint) -> LoadedPlugin:
     except (Exception, SystemExit) as error:  # whatever a stranger's module raises becomes one row or one message
         raise PluginError(f"plugin {name!r} ({point.value}) cannot be imported: {_one_line(error)}") from error
     return check(name, plugin() if isinstance(plugin, type) else plugin)
-
-
-def _first_line(function: Callable[..., Any]) -> str:
-    return (inspect.getdoc(function) or "").partition("\n")[0]
 
 
 def _one_line(error: BaseException) -> str:

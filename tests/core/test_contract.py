@@ -20,6 +20,7 @@ from medtrain.rundir import checkpoint
 from medtrain.rundir import directory as maps
 from medtrain_cli import catalog
 from medtrain_cli.main import COMMANDS, cli
+from medtrain_cli.plugins import order_of_asking
 
 HOOKS = {
     hookspecs.Building: {
@@ -400,7 +401,7 @@ def test_lifecycle_and_reports_follow_the_command_line() -> None:
 
 
 def test_explain_gives_the_order_of_asking() -> None:
-    rows = {row["hook"]: row for row in _plugins("x", "y").explain()}
+    rows = {row["hook"]: row for row in order_of_asking(_plugins("x", "y"))}
     assert rows["build_model"] == {
         "hook": "build_model",
         "rule": "first answer wins",
