@@ -9,7 +9,6 @@ from __future__ import annotations
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -149,10 +148,10 @@ class Loader:
     def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[Item]:
         """This process's batches of an epoch, from global batch `first` on."""
         order = self.order(epoch)
-        base = determinism.derive(self.seed, determinism.SAMPLE, epoch)
         parts = [self._part(number) for number in range(first, len(self))]
         # What draws nothing needs no seed.
-        seed_of = partial(determinism.derive, base) if self.fetch.draws else _no_seed
+        base = determinism.derive(self.seed, determinism.SAMPLE, epoch)
+        seed_of = determinism.deriver(base) if self.fetch.draws else _no_seed
         wanted = [[(order[p], seed_of(p)) for p in positions] for positions, _ in parts]
         if self.workers is None:
             batches: Iterator[Any] = map(self.fetch.__getitem__, wanted)

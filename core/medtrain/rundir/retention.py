@@ -36,6 +36,10 @@ class CheckpointRetention:
         ranked = {name for name, ranking in self.rankings.items() if ranking.update(values[name], epoch, state)}
         return bool(ranked & set(self.kept_values))
 
+    @property
+    def acts_within_epochs(self) -> bool:
+        return bool(self.settings.every_n_steps or self.settings.last_every_n_steps)
+
     def epoch_names(self, epochs: int) -> list[str]:
         """Names besides `last` and `best-*` for the state after so many epochs."""
         every = self.settings.every_n_epochs

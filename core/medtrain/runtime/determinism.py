@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,21 @@ def derive(seed: int, *parts: int) -> int:
     state = 0
     # The seed is mixed like every part: xor alone would let seed 0, part 1 and seed 1, part 0 share a stream.
     for part in (seed, *parts):
-        state = (state ^ (part & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
-        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
-        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _MASK
-        state ^= state >> 31
+        state = _mix(state, part)
     return state >> 1
+
+
+def deriver(seed: int) -> Callable[[int], int]:
+    """`derive(seed, part)` as a function of the part, for many of them."""
+    state = _mix(0, seed)
+    return lambda part: _mix(state, part) >> 1
+
+
+def _mix(state: int, part: int) -> int:
+    state = (state ^ (part & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
+    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _MASK
+    return state ^ (state >> 31)
 
 
 # First coordinate of every use, so that two uses never share a stream.
@@ -52,7 +63,7 @@ class StepSeeder:
     """Reseeds the device's generator before each step: 1 us through the generator itself."""
 
     def __init__(self, seed: int, rank: int, device: torch.device) -> None:
-        self.base = derive(seed, STEP, rank)
+        self.derive = deriver(derive(seed, STEP, rank))
         generators: list[Any] = [torch.default_generator]
         if device.type == "cuda":
             generators.append(torch.cuda.default_generators[device.index or 0])
@@ -61,7 +72,7 @@ class StepSeeder:
         self.generators = generators
 
     def __call__(self, step: int) -> None:
-        value = derive(self.base, step)
+        value = self.derive(step)
         for generator in self.generators:
             generator.manual_seed(value)
 

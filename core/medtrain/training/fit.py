@@ -114,6 +114,7 @@ class Fit:
         """Take the steps of the epoch; it ends early when the budget is exhausted. Raises StopSignal."""
         run, engine, epoch, budget = self.context, self.engine, self.epoch, self.budget
         on_step_end = self.hooks.of("on_step_end")
+        acts_within = self.validation.every_n_steps or self.retention.acts_within_epochs
         if epoch.done and self.validation.is_due_after_step() and not self.validation.is_done():
             self.after_step()  # the run was left before it was done
         for done in train_steps(run, engine, self.data.train, epoch.totals, epoch.done):
@@ -122,7 +123,8 @@ class Fit:
                 hook(run)
             if run.step % CHECK_EVERY == 0:
                 check_finite(run, self.world, epoch.totals)
-            self.after_step()
+            if acts_within:
+                self.after_step()
             if budget.limited and done < run.steps_per_epoch and budget.is_spent(run.step):
                 break
             if self.interruptions.asked(run.step):

@@ -28,7 +28,7 @@ class Interruptions:
     def __init__(self, world: World, folder: SplitFolder) -> None:
         self.world, self.folder = world, folder
         self.signals = Signals()
-        self._looked_at = 0.0
+        self._look_at = 0.0
 
     def signalled(self) -> bool:
         """Whether this process was asked to leave."""
@@ -40,17 +40,17 @@ class Interruptions:
 
     def asked(self, step: int) -> bool:
         """Whether to stop after this step, for good or for a pause; several processes agree now and then."""
-        if self.world.size == 1:
-            return self._asked()
-        return step % SIGNALS_EVERY == 0 and self.world.any(self._asked())
+        if self.world.size > 1:
+            return step % SIGNALS_EVERY == 0 and self.world.any(self._asked())
+        return self._asked()
 
     def _asked(self) -> bool:
         if self.signals.pending:
             return True
         now = time.monotonic()
-        if not self.world.is_main or now - self._looked_at < PAUSE_SECONDS:
+        if now < self._look_at or not self.world.is_main:
             return False
-        self._looked_at = now
+        self._look_at = now + PAUSE_SECONDS
         return self.folder.is_to_pause()
 
     def wait(self) -> bool:

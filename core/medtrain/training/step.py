@@ -5,7 +5,6 @@ Nothing in here waits for the device unless it must: sums stay on it until the e
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -83,36 +82,46 @@ def take_step(run: Run, engine: Engine, window: list[Item], totals: Totals) -> N
 def accumulate(run: Run, engine: Engine, window: list[Item], totals: Totals) -> None:
     """The gradient of a window of batches, on every process the same."""
     world = engine.world
-    several = engine.optimizer if isinstance(engine.optimizer, Optimizers) else None
-    items = [prepare(engine, item) for item in window]
-    weights = window_weights(engine, items, window) if len(window) > 1 else None
-    last = len(window) - 1
-    alone = world.size == 1 and last == 0
-    if several is not None and world.size > 1:
+    apart = engine.optimizer if world.size > 1 and isinstance(engine.optimizer, Optimizers) else None
+    batches = [prepare(engine, item) for item in window]
+    weights = window_weights(engine, batches, window) if len(window) > 1 else None
+    if apart is not None:
         share_buffers(engine.plain)
-    for number, batch in enumerate(items):
+    for number, batch in enumerate(batches):
         engine.seeder(run.step * engine.accumulation_steps + number)
-        # Gradients travel between processes once, with the window's last backward pass.
-        hold = number < last and world.size > 1 and several is None
-        with engine.model.no_sync() if hold else contextlib.nullcontext():  # type: ignore[operator]
-            with engine.autocast():
-                result = engine.loss(engine.model(batch), batch)
-            samples = len(batch["sample_id"])
-            if several is not None:
-                terms = as_terms(result, samples, world.device, window[number].empty)
-                totals.add(terms)
-                several.backward(combine_by_optimizer(several, terms, weights, world))
-                continue
-            if alone and isinstance(result, torch.Tensor):
-                total = result
-                totals.add_mean(result, samples)
-            else:
-                terms = as_terms(result, samples, world.device, window[number].empty)
-                totals.add(terms)
-                total = combine(terms, weights, world)
-            (engine.scaler.scale(total) if engine.scaler else total).backward()  # type: ignore[no-untyped-call]
-    if several is not None and world.size > 1:
-        share_gradients(several, world)
+        if number < len(window) - 1 and world.size > 1 and apart is None:
+            # Gradients travel between processes once, with the window's last backward pass.
+            with engine.model.no_sync():  # type: ignore[operator]
+                add_gradient(engine, batch, window[number].empty, weights, totals)
+        else:
+            add_gradient(engine, batch, window[number].empty, weights, totals)
+    if apart is not None:
+        share_gradients(apart, world)
+
+
+def add_gradient(
+    engine: Engine, batch: dict[str, Any], empty: bool, weights: dict[str, torch.Tensor] | None, totals: Totals
+) -> None:
+    """Forward pass, loss and backward pass of one batch. weights: of its accumulation window, if it is part of one."""
+    if engine.amp is None:
+        result = engine.loss(engine.model(batch), batch)
+    else:
+        with engine.autocast():
+            result = engine.loss(engine.model(batch), batch)
+    world, optimizer, samples = engine.world, engine.optimizer, len(batch["sample_id"])
+    if isinstance(optimizer, Optimizers):
+        terms = as_terms(result, samples, world.device, empty)
+        totals.add(terms)
+        optimizer.backward(combine_by_optimizer(optimizer, terms, weights, world))
+        return
+    if world.size == 1 and weights is None and isinstance(result, torch.Tensor):
+        total = result
+        totals.add_mean(result, samples)
+    else:
+        terms = as_terms(result, samples, world.device, empty)
+        totals.add(terms)
+        total = combine(terms, weights, world)
+    (engine.scaler.scale(total) if engine.scaler else total).backward()  # type: ignore[no-untyped-call]
 
 
 def combine_by_optimizer(

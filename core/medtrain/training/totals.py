@@ -11,23 +11,37 @@ import torch
 from medtrain.protocols.loss import Terms
 from medtrain.runtime.distributed import World
 
+MOST_PENDING = 50  # losses that wait to be added: each is one more tensor on the device
+
 
 @dataclass
 class Totals:
     """Sums and weights of the loss's terms over (a part of) an epoch, on the device, in float64.
 
     grad_norm: sum of the gradient norms before clipping. norms: how many were finite, where some may not be.
-    rates: learning rates of the last step, by group. skipped: steps left out as not finite.
+    rates: learning rates of the last step, by group. skipped: steps left out as not finite. pending: losses that are
+    still to be added, and their weights: two operations on the device at each step would be many.
     """
 
-    terms: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    sums: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     grad_norm: torch.Tensor | None = None
     norms: torch.Tensor | None = None
     steps: int = 0
     rates: list[float] = field(default_factory=list)
     skipped: int = 0
+    pending: list[torch.Tensor] = field(default_factory=list)
+    pending_weights: list[int] = field(default_factory=list)
+
+    @property
+    def terms(self) -> dict[str, list[torch.Tensor]]:
+        """Sum and weight by term; waits for the device when losses are pending."""
+        if self.pending:
+            self._add_pending()
+        return self.sums
 
     def add(self, terms: Terms) -> None:
+        if self.pending:
+            self._add_pending()  # sums are made in the order of the steps
         for name, term in terms.items():
             sums = self._of(name, term.sum.device)
             sums[0].add_(term.sum.detach())
@@ -35,19 +49,37 @@ class Totals:
 
     def add_mean(self, mean: torch.Tensor, samples: int) -> None:
         """A loss that is one scalar, the mean over `samples`."""
-        sums = self._of("loss", mean.device)
-        sums[0].add_(mean.detach(), alpha=samples)
-        sums[1].add_(samples)
+        self.pending.append(mean.detach())
+        self.pending_weights.append(samples)
+        if len(self.pending) >= MOST_PENDING:
+            self._add_pending()
+
+    def _add_pending(self) -> None:
+        losses, weights = self.pending, self.pending_weights
+        total, weight = self._of("loss", losses[0].device)
+        if losses[0].dtype == torch.float64 or total.dtype != torch.float64:
+            for loss, samples in zip(losses, weights, strict=True):
+                total.add_(loss, alpha=samples)
+        else:
+            # To the bit what the device would come to: times a number of samples, a float32 is exact in float64.
+            number = total.item()
+            for value, samples in zip(torch.stack(losses).tolist(), weights, strict=True):
+                number += value * samples
+            total.fill_(number)
+        weight.add_(sum(weights))
+        self.pending, self.pending_weights = [], []
 
     def _of(self, name: str, device: torch.device) -> list[torch.Tensor]:
-        if name not in self.terms:
+        if name not in self.sums:
             exact = torch.float32 if device.type == "mps" else torch.float64  # all that Apple's GPUs have
             zero = torch.zeros((), dtype=exact, device=device)
-            self.terms[name] = [zero, zero.clone()]
-        return self.terms[name]
+            self.sums[name] = [zero, zero.clone()]
+        return self.sums[name]
 
     def add_all(self, other: Totals) -> None:
         """The sums of a single step."""
+        if self.pending:
+            self._add_pending()
         for name, (total, weight) in other.terms.items():
             sums = self._of(name, total.device)
             sums[0].add_(total)
@@ -70,13 +102,13 @@ class Totals:
 
     def means(self, world: World) -> dict[str, float]:
         """`loss` and, when there are several, each term; over all processes."""
-        sums = [number for pair in self.terms.values() for number in pair]
+        terms = self.terms
+        sums = [number for pair in terms.values() for number in pair]
         if not sums:
             return {"loss": math.nan}
         numbers = world.sum(torch.stack(sums)).tolist()
         values = {
-            name: numbers[2 * i] / numbers[2 * i + 1] if numbers[2 * i + 1] else 0.0
-            for i, name in enumerate(self.terms)
+            name: numbers[2 * i] / numbers[2 * i + 1] if numbers[2 * i + 1] else 0.0 for i, name in enumerate(terms)
         }
         means = {"loss": sum(values.values())}
         if len(values) > 1:
@@ -93,7 +125,7 @@ class Totals:
     def shared(self, world: World) -> Totals:
         """The totals of all processes together."""
         terms = {name: [world.sum(number.clone()) for number in pair] for name, pair in self.terms.items()}
-        return replace(self, terms=terms)
+        return replace(self, sums=terms, pending=[], pending_weights=[])
 
     @classmethod
     def from_state(cls, state: dict[str, Any], world: World) -> Totals:
