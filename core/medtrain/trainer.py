@@ -19,7 +19,7 @@ from medtrain.config.resolution import configure
 from medtrain.config.sections import OptimizationSection, RunConfig
 from medtrain.data.split import Split
 from medtrain.errors import CheckpointError, ConfigError, DataError, PluginError, UsageError
-from medtrain.plugins import Plugins
+from medtrain.plugins import Plugins, check
 from medtrain.protocols.dataset import Data
 from medtrain.protocols.metric import Evaluation, Metric
 from medtrain.protocols.model import load_state, unwrap
@@ -71,7 +71,9 @@ class Trainer:
         named = list(plugins) or (config.run.plugins if config else [])
         self.user_objects = UserObjects(model, loss, metrics, optimizer, scheduler)
         self.callbacks = list(callbacks or ())
-        self.plugins = Plugins.of([*named, *([self.user_objects] if self.user_objects else []), *self.callbacks])
+        # "Given" is what comparisons and reports of earlier releases call these objects.
+        objects = [check("Given", self.user_objects)] if self.user_objects else []
+        self.plugins = Plugins.of([*named, *objects, *self.callbacks])
         if config is None:
             values: dict[str, Any] = {"Trainer": {"run": {"plugins": [n for n in named if isinstance(n, str)]}}}
             if (seed := determinism.global_seed()) is not None:

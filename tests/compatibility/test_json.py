@@ -61,6 +61,37 @@ COMMANDS: dict[str, list[list[Any]]] = {
     ],
 }
 
+# Texts that are meant to differ, as they were -> as they are.
+WORDING = {
+    "segmentation: what the masks are, likewise": "segmentation: the masks to read, given like file_type",
+    "what tells of a coming cancer in it": "sign of a later cancer in the demo's images",
+    "what the network says; heatmap always": "outputs of the network; heatmap is required",
+    "of a manifest dealt into folds: the one that is held out": "of a manifest with folds: the fold that is held out",
+    "none: the clips tell nothing of their sign": "none: clips do not depend on their sign",
+    "the fixed_radius protocol knows no irrelevant findings; those given were not used": (
+        "the fixed_radius protocol has no irrelevant findings; those given were not used"
+    ),
+}
+# Rows of `plugins explain` that the previous release did not have, and what its rows did not say of default plugins.
+NEW_HOOKS = ("split_data", "prepare_model", "write_report")
+NEW_DEFAULTS = {
+    "on_run_start": "the report of the transfer, into the log",
+    "on_epoch_start": "the end of transfer.freeze_epochs",
+    "on_evaluate_end": "early stopping by [early_stopping]",
+}
+
+
+def meant(said: Any) -> Any:
+    """What the previous release said, with the texts of today and without what is new."""
+    if isinstance(said, str):
+        return WORDING.get(said, said)
+    if isinstance(said, list):
+        return [meant(item) for item in said if not (isinstance(item, dict) and item.get("hook") in NEW_HOOKS)]
+    if isinstance(said, dict):
+        changed = {key: meant(value) for key, value in said.items()}
+        return changed | {"default": NEW_DEFAULTS[said["hook"]]} if said.get("hook") in NEW_DEFAULTS else changed
+    return said
+
 
 def prepared(name: str, runs: Runs, code: Code) -> tuple[Path, list[list[str]]]:
     """A folder with the run and small inputs, and the command lines for it."""
@@ -96,7 +127,7 @@ def test_json_outputs_are_the_same(name: str, runs: Runs, previous: Code, curren
         fails = "nowhere" in one.arguments or any("learning_rat=" in word for word in one.arguments)
         assert one.code == (2 if fails else 0), one
         assert other.code == one.code, other
-        changed = differences(plain(one.json(), before), plain(other.json(), now))
+        changed = differences(meant(plain(one.json(), before)), meant(plain(other.json(), now)))
         assert not changed, (other.arguments, changed)
 
 
