@@ -89,12 +89,12 @@ class Tree(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = []
+        rows, of_plugins = [], catalog.commands()
         for name in self.list_commands(ctx):
             dotted = f"{self.prefix}.{name}" if self.prefix else name
             if dotted in COMMANDS:
                 rows.append((name, COMMANDS[dotted][1]))
-            elif (point := catalog.commands().get(dotted)) is not None:
+            elif (point := of_plugins.get(dotted)) is not None:
                 rows.append((name, catalog.docstring(point)))
             else:
                 rows.append((name, GROUPS.get(dotted, f"Commands under {dotted.replace('.', ' ')}.")))
