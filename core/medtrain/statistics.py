@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata, t
 
 __all__ = [
     "AUCTest", "DeLong", "Interval", "Spread", "bootstrap_p_value", "delong", "percentile_interval",
@@ -37,6 +36,8 @@ class Spread:
 
 def spread(values: Sequence[float], confidence: float = 0.95) -> Spread:
     """Mean, sample standard deviation and t interval of the values that exist."""
+    from scipy.stats import t
+
     defined = np.array([value for value in values if not math.isnan(value)], dtype=np.float64)
     count = len(defined)
     if count == 0:
@@ -173,6 +174,8 @@ def delong(scores: Array, positive: Array, clusters: Array | None = None) -> DeL
 
     Placements come from mid-ranks (Sun and Xu 2014), in O(K N log N); ties count one half.
     """
+    from scipy.stats import rankdata  # half a second, and every run imports this module
+
     scores, positive = np.asarray(scores, dtype=np.float64), np.asarray(positive).astype(bool)
     m, n = int(positive.sum()), int((~positive).sum())
     groups = np.arange(len(positive)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
