@@ -18,7 +18,7 @@ from medtrain_plugins.sign.data.dataset import collate
 from medtrain_plugins.sign.data.labels import read_labels
 from medtrain_plugins.sign.options import parse_signs
 
-REAL_LABELS = Path("/work/shared/data/karsl/KARSL-502_Labels.json")
+REAL_LABELS = Path(__file__).parents[4] / "shared" / "data" / "karsl" / "KARSL-502_Labels.json"
 Config = Callable[..., Any]
 
 

@@ -9,7 +9,7 @@ import pytest
 from keypoint_files import frames, lose
 from medtrain_plugins.sign.data.landmarks import ANCHORS, FACE, GROUPS, MIRROR, adjust, normalisation_of
 
-REAL_MAP = Path("/work/shared/data/karsl/face_mesh_symmetry_map.npy")
+REAL_MAP = Path(__file__).parents[4] / "shared" / "data" / "karsl" / "face_mesh_symmetry_map.npy"
 
 
 def test_the_groups_fill_a_frame_and_the_mirror_is_its_own_inverse() -> None:
