@@ -72,7 +72,7 @@ class Run:
         return autocast(self.device, self.amp)
 
     def request_stop(self, reason: str = "requested") -> None:
-        """End the run after this epoch, as if it were complete. The first reason given is the one that is told."""
+        """End the run after this epoch, as if it were complete. The first reason given is the one that is reported."""
         self.stop_requested = self.stop_requested or reason
 
     def rebuild_data(self) -> None:

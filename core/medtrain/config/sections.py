@@ -121,7 +121,7 @@ class SchedulerSection(SectionModel):
     warmup_steps: int = Field(0, ge=0)
     warmup_epochs: float = Field(0.0, ge=0, description="the same in epochs")
     factor: float = Field(0.5, gt=0, lt=1, description="plateau, step, multistep, exponential: rate is multiplied with")
-    patience: int = Field(5, ge=0, description="plateau: epochs without improvement that are borne")
+    patience: int = Field(5, ge=0, description="plateau: epochs without improvement before the rate is reduced")
     step_size: int = Field(10, ge=1, description="step: epochs (or steps) between two multiplications")
     milestones: list[int] = Field([], description="multistep: epochs (or steps) of the multiplications")
     power: float = Field(1.0, gt=0, description="polynomial: (1 - part of the run that is done) to this power")
@@ -203,7 +203,7 @@ class TransferSection(SectionModel):
     include: list[str] = Field(["*"], description="what is taken from it")
     exclude: list[str] = Field([], description="what is not")
     lr_scale: float = Field(1.0, gt=0, description="learning rate of what `include` and `exclude` name, relative")
-    freeze: list[str] = Field([], description="parameters that rest")
+    freeze: list[str] = Field([], description="patterns of frozen parameters")
     freeze_epochs: int = Field(0, ge=0, description="for so many epochs; 0: for good")
 
 

@@ -10,8 +10,7 @@ from medtrain.config.sections import CheckpointSection
 from medtrain.errors import CheckpointError
 from medtrain.protocols.ranking import CheckpointId, Ranking
 from medtrain.rundir import checkpoint
-from medtrain.rundir.directory import LAST as LAST
-from medtrain.rundir.directory import SplitFolder
+from medtrain.rundir.directory import LAST, SplitFolder
 
 
 class CheckpointRetention:

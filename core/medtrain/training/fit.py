@@ -12,8 +12,8 @@ from medtrain.errors import CheckpointError, HookError, Interrupted, Preempted
 from medtrain.plugins import Plugins
 from medtrain.run import Run
 from medtrain.rundir import checkpoint
-from medtrain.rundir.directory import SplitFolder
-from medtrain.rundir.retention import LAST, CheckpointRetention, ranked_values
+from medtrain.rundir.directory import LAST, SplitFolder
+from medtrain.rundir.retention import CheckpointRetention, ranked_values
 from medtrain.training import state
 from medtrain.training.engine import Engine
 from medtrain.training.epoch import Epoch, SharedTotals

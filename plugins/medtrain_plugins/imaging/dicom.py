@@ -1,7 +1,7 @@
 """DICOM series as volumes: one series, slices in the order they lie in, geometry from positions and nothing else.
 
 Files hold one slice or many (enhanced, multi-frame CT); each frame is a slice with a position, an orientation and a
-rescaling of its own. What would put voxels in the wrong place is refused; what is odd is told in the notes.
+rescaling of its own. What would put voxels in the wrong place is refused; what is odd is reported in the notes.
 """
 
 from __future__ import annotations
